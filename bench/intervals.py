@@ -2,9 +2,11 @@
 
 Documents have unequal lengths, and the windows of one share its effect, as neighbours of real text
 do. Two models are compared on all windows and, as in 04, on the hard fifth, which a third model
-picks. `python -m bench.intervals 2000` prints the coverage at 20, 50 and 150 documents.
+picks. `python -m bench.intervals 2000` prints the coverage at 20, 50 and 150 documents, and that
+of the seeds' mean, with little, some or nearly all of the variance the seeds'.
 """
 
+import itertools
 import sys
 
 import numpy as np
@@ -61,6 +63,20 @@ def coverage(times: int, documents: int, spread: float, effect=normal, resamples
     return {part: count / times for part, count in held.items()}
 
 
+def coverage_of_seeds(times: int, documents: int, seeds: int, noise: float, seed: int = 0) -> float:
+    """Share of simulations in which the interval of the seeds' mean holds the true difference, 0.
+    Documents differ by 0.1 nats, each seed by 0.02 of them, and by `noise` everywhere."""
+    rng, held = np.random.default_rng(seed), 0
+    for _ in range(times):
+        size_D = np.maximum(1, (WINDOWS * rng.lognormal(-0.1, 0.45, documents)).round()).astype(int)
+        document_N = np.repeat(np.arange(documents), size_D)
+        change_SD = 0.1 * rng.normal(size=documents) + 0.02 * rng.normal(size=(seeds, documents))
+        change_SN = change_SD[:, document_N] + 0.05 * rng.normal(size=(seeds, len(document_N)))
+        change_SN += noise * rng.normal(size=(seeds, 1))
+        held += intervals.of_seeds(change_SN, document_N).clear == 0
+    return held / times
+
+
 def main(times: int) -> bool:
     """Whether the coverage is 93 to 97 % with as many documents as ours, and no lower with fewer,
     whose hard windows lie in so few that an interval may cover too often; of normal effects. Where
@@ -75,6 +91,12 @@ def main(times: int) -> bool:
                 said = ", ".join(f"{part} {share:.1%}" for part, share in found.items())
                 print(f"{documents} documents, lengths ± {spread:.0%}, {effect.__name__} effects: "
                       f"{said}", flush=True)  # fmt: skip
+    for documents, seeds, noise in itertools.product((20, 150), (3, 5), (0.0, 0.01, 0.1)):
+        share = coverage_of_seeds(times, documents, seeds, noise)
+        good &= 0.92 <= share <= 0.97  # Satterthwaite's, a little short where few seeds decide
+        print(
+            f"{documents} documents, {seeds} seeds that differ by {noise}: {share:.1%}", flush=True
+        )
     return good
 
 

@@ -52,14 +52,13 @@ class Evaluation:
         left_out = int(np.isnan(self.window_loss_N).sum())  # none has a target
         return row | ({"windows_left_out": left_out} if left_out else {})
 
-    def save(self, folder: Path, name: str, whole: bool = True) -> None:
-        """scores/val/<name>.npy and, if `whole`, .npz: 04 reads them, and runs no model again."""
+    def save(self, folder: Path, name: str) -> None:
+        """scores/val/<name>.npy and .npz, which 04 reads instead of running the model again."""
         windows, fixed = io.BytesIO(), io.BytesIO()
         np.save(windows, self.window_loss_N.astype(np.float32))
         np.savez(fixed, rows_M=self.rows_M, token_loss_MT=self.token_loss_MT, **self.calibration)
         write_whole(folder / f"{name}.npy", windows.getvalue())
-        if whole:
-            write_whole(folder / f"{name}.npz", fixed.getvalue())
+        write_whole(folder / f"{name}.npz", fixed.getvalue())
 
 
 def fixed_rows(windows: data.Windows, count: int) -> np.ndarray:

@@ -127,11 +127,9 @@ def test_every_model_is_in_the_tables_and_no_cell_is_empty(out, results):
     assert len(results["03_lora-four-bits"]["remembered"]["stopped"]["at_epochs"]) > 1  # rounded
     for path in (out / "tables").glob("*.csv"):
         table = pd.read_csv(path, keep_default_na=False)
-        known = table  # in 07's, what one seed or no plan does not tell, and what no verdict asked
-        if path.stem == "07_evidence-effects":
-            known = table.loc[:, :"seeds"]
-        if path.stem == "07_evidence-models":
-            known = table.drop(columns="confirmation")
+        known = table  # of effects, what one document or one text alone does not tell
+        if path.stem.endswith("-effects"):
+            known = table[["claim", "effect", "role", "seeds", "verdict"]]
         assert len(table) and not (known == "").any().any(), path
         assert not table.isin(["nan", "NaN"]).any().any(), path
     quality = table_of(out, "04_merge_eval-quality")
@@ -172,11 +170,12 @@ def test_the_table_of_04_says_what_each_model_is_and_what_it_cost(out, results):
 
 
 def test_the_verdict_is_in_the_page_and_in_its_table(out):
-    table = table_of(out, "04_merge_eval-verdict", "difference")
-    assert table.loc["adapter on hard − adapter on random", "claim"] == "adapter"
+    verdicts = table_of(out, "04_merge_eval-verdict", "key")
+    assert verdicts.loc["adapter", "verdict"] == "not decidable here (one seed)"
+    effects = table_of(out, "04_merge_eval-effects", "effect")
+    assert effects.loc["adapter on hard − adapter on random", "role"] == "mechanism"
     page = soup_of(out / "04_merge_eval.html").get_text()
-    assert "adapter on hard − adapter on random on hard text: " in page
-    assert "a third seed of 50m, since 50m-seed2 picks the hard windows" in page
+    assert "one seed: not decidable here. adapter on hard − its base: " in page
     assert "has 52.2M as its base has, not 55M" in page
 
 
@@ -244,7 +243,7 @@ def test_a_sweeps_points_train_on_their_share_and_its_page_compares_them(out, re
         assert (point / "cache").is_symlink() and not (point / "adapters").is_symlink()
         change = float(np.load(point / "scores/val/50m-hard.npy").mean() - base_N.mean())
         row = table.set_index("point").loc[f"share{share}"]
-        assert row["all text"].startswith(f"{change:+.3f} [".replace("-", "−"))
+        assert row["loss − base's"].startswith(f"{change:+.3f} [".replace("-", "−"))
         if share == 0.2:  # the same as the book's own adapter
             own, other = results["03_lora-hard"]["models"], record["models"]
             assert other["50m-hard"]["loss"] == own["50m-hard"]["loss"]

@@ -1,7 +1,9 @@
-"""95 % intervals: bootstrap over documents, t over seeds."""
+"""95 % intervals: of the seeds' mean, over seeds and documents; of one model, a bootstrap.
+
+Legend: S seeds, N windows, D documents, R resamples, K models.
+"""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,25 +50,20 @@ def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int,
     size_D = np.bincount(documents)
     if (d := len(size_D)) < 2:
         return np.full((resamples, len(loss_KN)), np.nan)
-    draws_RD = _draws(d, resamples, seed).astype(float)  # products of whole numbers are slow
+    draw = np.random.default_rng(seed).multinomial  # how often each document is drawn
+    draws_RD = draw(d, np.full(d, 1 / d), size=resamples).astype(float)  # whole numbers are slow
     means_RK = (draws_RD @ sums_KD.T) / (draws_RD @ size_D)[:, None]
     mean_K = sums_KD.sum(axis=1) / size_D.sum()
     return mean_K + stretch(size_D) * (means_RK - mean_K)
 
 
-def _draws(documents: int, resamples: int, seed: int = 0) -> np.ndarray:
-    """How often each document is drawn, (resamples, documents)."""
-    shares_D = np.full(documents, 1 / documents)
-    return np.random.default_rng(seed).multinomial(documents, shares_D, size=resamples)
-
-
 def stretch(size_D: np.ndarray) -> float:
-    """t / z · √(n / (n − 1)), where n = (Σ size)² / Σ size² is how many documents of equal size
-    tell as much (Kish 1965). Hesterberg 2015 widens the percentile interval so; bench/intervals.py
-    measures that the middle 95 % then cover the truth in 95 of 100 cases."""
+    """t / z · √(n / (n − 1)), n as `_effective` counts. Hesterberg 2015 widens the percentile
+    interval so; bench/intervals.py measures that the middle 95 % then cover the truth in 95 of 100
+    cases."""
     if np.count_nonzero(size_D) < 2:
         return math.nan
-    n = size_D.sum() ** 2 / (size_D.astype(float) ** 2).sum()
+    n = _effective(size_D)
     return special.stdtrit(n - 1, 0.975) / special.ndtri(0.975) * math.sqrt(n / (n - 1))
 
 
@@ -85,30 +82,60 @@ def change(one_N: np.ndarray, other_N: np.ndarray, document_N: np.ndarray, resam
     return Interval(value, *interval(means_R2[:, 0] - means_R2[:, 1]))
 
 
-def beyond(change_N: np.ndarray, hard_N: np.ndarray, document_N: np.ndarray, resamples: int):
-    """Mean change on the hard windows minus that on the others, drawn with their documents."""
-    known_N = ~np.isnan(change_N)
-    change_N, hard_N, document_N = (x[known_N] for x in (change_N, hard_N, document_N))
-    if not 0 < hard_N.sum() < len(hard_N):  # one side has no window with a target
+def of_seeds(value_SN: np.ndarray, document_N: np.ndarray, size_N=None) -> Interval:
+    """Mean of S seeds' values of every window ± t √(a + b): a, the variance of the seeds' means / S
+    (one seed: 0, so documents alone); b, that of the windows' mean over D documents, from the sums
+    of each document's residuals, D / (D − 1) Σ sums² / N². Degrees of freedom: Satterthwaite 1946,
+    from S − 1 and n − 1, where n counts documents by `size_N`, how much a window tells. Windows
+    that a seed does not know (NaN) count nowhere."""
+    value_SN = np.asarray(value_SN, np.float64)
+    known_N = ~np.isnan(value_SN).any(0)
+    mean_N, documents = value_SN[:, known_N].mean(0), np.asarray(document_N)[known_N]
+    value, s = known_mean(mean_N), len(value_SN)
+    if np.isinf(value):
+        raise ValueError(f"a loss is infinite: {hard_set.BROKEN}")
+    documents = np.unique(documents, return_inverse=True)[1]
+    size_D = np.bincount(documents, None if size_N is None else size_N[known_N])
+    if np.count_nonzero(size_D) < 2:
+        return Interval(value)
+    sum_D = np.bincount(documents, mean_N - value) / len(mean_N)
+    d, n = len(size_D), _effective(size_D)
+    a = float(np.var(value_SN[:, known_N].mean(1), ddof=1)) / s if s > 1 else 0.0
+    b = d / (d - 1) * float(sum_D @ sum_D)
+    if a + b == 0:
+        return Interval(value, value, value)
+    freedom = (a + b) ** 2 / (a**2 / max(1, s - 1) + b**2 / (n - 1))
+    half = float(special.stdtrit(freedom, 0.975)) * math.sqrt(a + b)
+    return Interval(value, value - half, value + half)
+
+
+def gap_share(base_SN, one_SN, rival_SN, document_N: np.ndarray) -> Interval:
+    """(base − one) / (base − rival), means over paired seeds, by the delta method: the interval of
+    the ratio's linear part. NaN where the rival is not clearly better than the base."""
+    won_SN, gap_SN = (np.subtract(base_SN, x, dtype=np.float64) for x in (one_SN, rival_SN))
+    if of_seeds(gap_SN, document_N).clear != 1:
         return Interval(math.nan)
-    documents = np.unique(document_N, return_inverse=True)[1]
-    d, apart_R, value = documents.max() + 1, 0.0, 0.0
-    draws_RD = _draws(d, resamples)
-    for sign, chosen_N in ((1, hard_N), (-1, ~hard_N)):
-        size_D = np.bincount(documents[chosen_N], minlength=d).astype(float)
-        sums_D = np.bincount(documents[chosen_N], change_N[chosen_N], minlength=d)
-        with np.errstate(invalid="ignore"):  # a draw without any hard window says nothing
-            apart_R = apart_R + sign * (draws_RD @ sums_D) / (draws_RD @ size_D)
-        value += sign * sums_D.sum() / size_D.sum()
-    wide = stretch(np.bincount(documents[hard_N]).astype(float))
-    return Interval(float(value), *interval(value + wide * (apart_R - value)))
+    known_N = ~np.isnan(won_SN + gap_SN).any(0)
+    won, gap = won_SN[:, known_N].mean(), gap_SN[:, known_N].mean()
+    return of_seeds(won / gap + (won_SN - won / gap * gap_SN) / gap, document_N)
 
 
-def over_seeds(change_S: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % t interval over the differences of several seeds."""
-    s = len(change_S)
-    half = special.stdtrit(s - 1, 0.975) * np.std(change_S, ddof=1) / math.sqrt(s)
-    return float(np.mean(change_S)), float(half)
+def beyond(value_SN: np.ndarray, part_SN: np.ndarray, document_N: np.ndarray) -> Interval:
+    """Mean of a part of the windows minus that of the others, of seeds with a part each."""
+    known_SN = ~np.isnan(value_SN)
+    linear_SN, total = np.where(known_SN, 0.0, np.nan), known_SN.sum(1, keepdims=True)
+    for sign, in_SN in ((1, part_SN & known_SN), (-1, ~part_SN & known_SN)):
+        count_S1 = in_SN.sum(1, keepdims=True)
+        if not count_S1.all():  # one side has no window with a target
+            return Interval(math.nan)
+        mean_S1 = np.where(in_SN, value_SN, 0).sum(1, keepdims=True) / count_S1
+        linear_SN += sign * (mean_S1 + (value_SN - mean_S1) * in_SN * total / count_S1)
+    return of_seeds(linear_SN, document_N, part_SN.mean(0))
+
+
+def _effective(size_D: np.ndarray) -> float:
+    """(Σ size)² / Σ size²: how many documents of equal size tell as much (Kish 1965)."""
+    return size_D.sum() ** 2 / (size_D.astype(float) ** 2).sum()
 
 
 def gap_closed(scratch_R, student_R, teacher_R) -> np.ndarray:

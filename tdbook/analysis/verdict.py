@@ -1,16 +1,14 @@
 """The verdict: which models of a run folder a claim means, how they differ, and what follows.
 
-claims.yaml names models by role ("adapter on hard") and says what a role's parameters are. A change
-is loss − loss of another model, nats per token, with its 95 % interval over documents. Parts of the
-text: "hard", the windows where a student outside the comparison fell furthest behind, "easy", the
-others, and "all". The rules were written before the runs (params/small/README.md). N windows.
+claims.yaml names models by role ("adapter on hard") and says what a role's parameters are. An
+effect is loss − loss of another model, nats per token: the mean over seeds, with one 95 % interval
+for seeds and documents. Legend: N windows of the text that judges, S seeds.
 """
 
 import itertools
 import math
 import operator
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,13 +22,34 @@ from tdbook.analysis.intervals import Interval
 from tdbook.runs import parameters
 from tdbook.runs.notebooks import LORA, PROGRESSIVE, TEACHER, TRAINING
 from tdbook.runs.sweeps import Folder
-from tdlib.hard_set import known_mean
+from tdbook.runs.units import minus
 
 CLAIMS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))
-ROLES = CLAIMS["models"]
-HOLDS, PART, FAILS, UNDECIDED = "holds", "holds in part", "fails", "not decidable here"
+ROLES, TOPICS = CLAIMS["models"], CLAIMS["topics"]
+ROWS = {key: row for topic in TOPICS.values() for key, row in topic["rows"].items()}
+HOLDS, FAILS, UNDECIDED = "holds", "fails as stated", "not decidable here"
+COST = {HOLDS: "wins", FAILS: "loses", UNDECIDED: "undecided"}  # at equal cost
+JUDGED = ("effect", "mechanism")  # roles of effects; cost and also are shown
+SEEDS = 3  # that a verdict needs
 FREE = parameters.LABELS | parameters.VOLATILE  # they make no difference between two models
 LONGER = 1.01  # times the tokens of another model
+AS = {"as_base": "its base", "as_scratch": "scratch"}  # key of a role → what it is otherwise like
+LIKE = {"made_from": "adapter on hard"} | AS  # and what the best of a role is otherwise like
+OLD_RULES = "rules of 2026-11-28"  # a column: the verdict that was published then
+
+
+def judge_one(interval: Interval, least: float = 0.0, claimed: int = -1) -> tuple[str, str]:
+    """The verdict on an effect that must reach `least`, and where its interval lies. `claimed`:
+    the direction, −1 is below 0."""
+    low, high = sorted(claimed * end for end in interval[1:])
+    if not math.isfinite(low + high):
+        return UNDECIDED, "interval unknown"
+    where = f"{'right' if low > 0 else 'opposite' if high < 0 else 'no clear'} direction"
+    if low > 0 and low >= claimed * least:
+        return HOLDS, where
+    if high < claimed * least:
+        return FAILS, f"{where}, smaller" if low > 0 else where
+    return UNDECIDED, f"{where}, size open" if low > 0 else where
 
 
 @dataclass(frozen=True)
@@ -38,82 +57,86 @@ class Effect:
     """A difference of loss, or of a share."""
 
     what: str
-    change: Interval  # of the first seed, over documents
-    seeds: tuple[float, ...] = ()  # the same difference with every seed, the first among them
-    role: str = "claim"  # or control, or part: shown, and not judged
-    plan: tuple[float, float] | None = None  # the plan's own range of this difference
-    claimed: int = -1  # the plan's direction: −1 is below 0
+    interval: Interval  # of the seeds' mean; of one seed over documents alone
+    seeds: int = 0  # 0: it was not run
+    role: str = "effect"  # or mechanism, cost, also
+    least: float = 0.0  # δ, in the claimed direction
+    claimed: int = -1  # the plan's direction
+    plan: tuple[float, float] | None = None  # the plan's own range
+    pairs: tuple[tuple[str, ...], ...] = ()  # the models that are compared, of each seed
 
     @property
-    def over_seeds(self) -> tuple[float, float] | None:
-        """Mean and half-width of the t interval; None for one seed."""
-        return intervals.over_seeds(self.seeds) if len(self.seeds) > 1 else None
+    def verdict(self) -> tuple[str, str]:
+        """Its own verdict, and why. Fewer than SEEDS never decide."""
+        if self.seeds < SEEDS:
+            return UNDECIDED, count(self.seeds)
+        return judge_one(self.interval, self.least, self.claimed)
 
     @property
-    def both(self) -> list[Interval]:
-        """The interval over documents and, of several seeds, that over seeds."""
-        over = [self.over_seeds] if self.over_seeds else []
-        return [self.change, *(Interval(mean, mean - half, mean + half) for mean, half in over)]
-
-    @property
-    def clear(self) -> int:
-        """1 where both intervals lie on the claimed side of 0, −1 on the other, else 0."""
-        signs = {interval.clear for interval in self.both}
-        return signs.pop() * self.claimed if len(signs) == 1 else 0
-
-    @property
-    def misses_plan(self) -> str:
-        """ "smaller" or "larger"; "" where an interval meets the plan's range, or is not known."""
-        low, high = min(i.low for i in self.both), max(i.high for i in self.both)
-        if not self.plan or not (low > self.plan[1] or self.plan[0] > high):
-            return ""
-        nearest = min(abs(end) for interval in self.both for end in interval[1:])
-        return "smaller" if nearest < min(map(abs, self.plan)) else "larger"
-
-    @property
-    def spread(self) -> str:
-        """ "over 3 seeds −0.030 ± 0.005"."""
-        if not self.over_seeds:
-            return "one seed"
-        mean, half = self.over_seeds
-        return f"over {len(self.seeds)} seeds {mean:+.3f} ± {half:.3f}".replace("-", "−")
+    def resolves(self) -> float:
+        """The half-width of its interval: the size that so many seeds can tell from 0."""
+        return (self.interval.high - self.interval.low) / 2 if self.seeds > 1 else math.nan
 
     def words(self) -> str:
-        plan = " (the plan: {:+.1f} to {:+.1f})".format(*self.plan) if self.plan else ""
-        return f"{self.what}: {self.change}, {self.spread}{plan.replace('-', '−')}"
+        return f"{self.what}: {self.interval}, {count(self.seeds)}"
 
 
-def judge(effects: Sequence[Effect], every: bool = True) -> tuple[str, str]:
-    """The verdict on the effects whose role is "claim", and why. `every`: the claim needs all of
-    them; otherwise some make it hold in part even where others go against it."""
-    mains = [e for e in effects if e.role == "claim"]
-    right, wrong, unclear = ([e for e in mains if e.clear == sign] for sign in (1, -1, 0))
-    one_seed = any(len(e.seeds) < 2 for e in mains)
-    if not mains:
-        return UNDECIDED, "it was not run"
-    if wrong and (every or not right):
-        names = ", ".join(e.what for e in wrong)
-        return FAILS, f"clear in the other direction: {names}{' (one seed)' * one_seed}"
-    if not right and all(e.misses_plan for e in mains):
-        return FAILS, "not clear, and the plan's smallest size lies outside the intervals"
-    if not right:
-        return UNDECIDED, "no effect is clear over documents and seeds"
-    controls = [e for e in effects if e.role == "control" and e.clear != 1]
-    reserves = [f"{e.what} is not clear" for e in unclear]
-    reserves += [f"{e.what} goes the other way" for e in wrong]
-    reserves += [f"{e.what} is {e.misses_plan} than the plan says" for e in right if e.misses_plan]
-    reserves += [f"no better than a control: {e.what}" for e in controls]
-    reserves += ["one seed"] * one_seed
-    return (PART, "; ".join(reserves)) if reserves else (HOLDS, "clear over documents and seeds")
+def count(seeds: int) -> str:
+    return ("not run", "one seed", f"{seeds} seeds")[min(seeds, 2)]
 
 
-def effects_table(effects: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
-    """Every effect as numbers, key of the claim → effects."""
-    rows, unknown = [], (math.nan, math.nan)
-    for key, e in ((key, e) for key, listed in effects.items() for e in listed):
-        row = [key, e.what, e.role, *e.change, max(1, len(e.seeds))]
-        rows.append([*row, *(e.over_seeds or unknown), *(e.plan or unknown)])
-    return pd.DataFrame(rows, columns=CLAIMS["columns"].split(", "))
+def judge(effects: Sequence[Effect]) -> tuple[str, str]:
+    """The verdict on effects and their mechanism, and why: it fails where one of them fails, and
+    holds where all hold."""
+    judged = [e for e in effects if e.role in JUDGED]
+    if not judged:
+        return UNDECIDED, "not run"
+    results, whys = zip(*(e.verdict for e in judged), strict=True)
+    result = next((word for word in (FAILS, UNDECIDED) if word in results), HOLDS)
+    more = (f"{e.what}: {why}" for e, why in zip(judged, whys, strict=True) if why != whys[0])
+    return result, "; ".join([whys[0], *more])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A row of claims.yaml, judged."""
+
+    key: str
+    effects: list[Effect]
+    result: str
+    why: str
+    measured: str = ""  # where that is no effect
+
+    def cells(self) -> dict[str, object]:
+        """A row of the table of verdicts."""
+        row, mains = ROWS[self.key], [e for e in self.effects if e.role == "effect" and e.seeds]
+        plan = row.get("plan")
+        names = [f"{e.what}: " * (len(mains) > 1) for e in mains]
+        sizes = (f"{name}{e.interval}" for name, e in zip(names, mains, strict=True))
+        costs = [e for e in self.effects if e.role == "cost"]
+        cost = [COST[e.verdict[0]] if e.seeds else "not run" for e in costs]
+        return {
+            "claim": row["claim"],
+            "verdict": f"{self.result} ({self.why})",
+            "measured": self.measured or "; ".join(sizes) or "–",
+            "the plan": minus("{:+g} to {:+g}".format(*plan)) if plan else "–",
+            "seeds": min((e.seeds for e in mains), default="–"),
+            "resolves": max((intervals.number(e.resolves, ".3f") for e in mains), default="–"),
+            "at equal cost": cost[0] if cost else "–",
+            OLD_RULES: row.get("was", "–"),
+        }
+
+
+def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    return pd.DataFrame([{"key": v.key} | v.cells() for v in verdicts])
+
+
+def effects_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Every effect that was run, in numbers, with its own verdict."""
+    pairs = ((v.key, e) for v in verdicts for e in v.effects if e.seeds)
+    rows = [(key, e.what, e.role, *e.interval, e.seeds, ": ".join(e.verdict)) for key, e in pairs]
+    columns = ["claim", "effect", "role", "value", "low", "high", "seeds", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -147,15 +170,6 @@ class Model:
         begun += ", ending in four bits" if self.p.get("four_bit_share") else ""
         return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
 
-    @property
-    def label(self) -> str:
-        """In an effect: its role and a point's rate; of another point what varies."""
-        if self.base:
-            rate = "" if self.own else f" (rate {self.p['learning_rate']:g})"
-            return f"{self.p['trains']} on {self.p['windows']}{rate}"
-        point = self.name.rpartition("/")[2]
-        return point if self.own else re.sub(r"([a-z_]{4,})([\d.]+)-?", r"\1 \2 ", point).strip()
-
     def same_but(self, other: "Model", names: set[str]) -> bool:
         """Whether the other was made with the same parameters, but for these."""
         fixed = self.p.keys() - FREE - names - {"cached_draws"}
@@ -171,137 +185,177 @@ def models(folder: Folder) -> dict[str, Model]:
     made: dict[str, Model] = {}
     for label, name, record, own in sorted(rows, key=lambda row: row[2]["notebook"] == LORA):
         p, notebook, base = record["parameters"], record["notebook"], None  # bases come first
+        log = record.get("remembered", {}).get(f"log of {name}") or [{}]
+        tokens = log[-1].get("tokens", 0)
+        if p.get("schedule") == "wsd":  # one training, a model at each of several lengths
+            p = p | {"token_limit": tokens, "cooldowns": ""}
         if notebook == LORA:
             beside = label.removesuffix(name) + p["base"]  # of the same point
             base = beside if beside in made else p["base"]
             label += "-merged" if own and p["trains"] == "adapter" else ""
         decides = repr(sorted((key, value) for key, value in p.items() if key not in FREE))
         settings = (notebook, name if notebook == PROGRESSIVE else "", decides)
-        seeds, log = (p["seed"],), record.get("remembered", {}).get(f"log of {name}") or [{}]
+        seeds = (p["seed"],)
         if base in made:
             settings, seeds = settings + made[base].settings, made[base].seeds + seeds
-        tokens = log[-1].get("tokens", 0)
         made[label] = Model(label, notebook, p, tokens, seeds, settings, own, base)
     return made
 
 
+def measure(losses: Mapping, pairs: Sequence[tuple[str, ...]], document_N, at_N=...) -> Interval:
+    """Of pairs of models, one a seed, how their losses differ on some windows; of three models,
+    which share of the way from the first to the third the second goes."""
+    names, document_N = zip(*pairs, strict=True), document_N[at_N]
+    each_SN = [np.stack([losses[name][at_N] for name in of_S]) for of_S in names]
+    if len(each_SN) == 3:
+        return intervals.gap_share(*each_SN, document_N)
+    return intervals.of_seeds(np.subtract(*each_SN, dtype=np.float64), document_N)
+
+
 @dataclass(frozen=True)
 class Trial:
-    """The models that are compared, their losses on the text that judges, and what roles mean."""
+    """The models that are compared, their losses on the text that judges, and what roles mean.
+    For another base: dataclasses.replace."""
 
     models: dict[str, Model]
     losses: Mapping[str, np.ndarray]  # of every window, (N,)
-    hard_N: np.ndarray
     document_N: np.ndarray
     base: str
     scratch: str
     teacher: str
-    picked_by: str  # the student that picks the hard windows
-    resamples: int
+    picked_by: str  # with its seed choices are made: it picks hard windows, and rates
     development: Mapping[str, float] = field(default_factory=dict)  # loss where choices are made
-    mixed: Collection[str] = ()  # models made from another hard set than 02's own
-    recipe: str = ""  # the model of the better recipe
 
     @property
-    def parts(self) -> dict[str, np.ndarray]:
-        return {"hard": self.hard_N, "easy": ~self.hard_N, "all": self.hard_N | True}
+    def chooses(self) -> int | None:
+        """The seed that chooses, and is in no comparison; None where it is the base's."""
+        picker = self.models.get(self.picked_by)
+        return picker.seeds[0] if picker and picker.seeds[0] != self._seed else None
 
-    def first(self, words: str) -> Model | None:
-        """The model that an effect of claims.yaml names: of a role the folder's own, one with the
-        base's seed before others; of "best" and a role, the one that development prefers."""
+    def seeds_of(self, model: Model | None) -> list[Model]:
+        """A model's settings with every seed, the base's first; but not with the one that chooses.
+        Two of the same seeds: the given one, then the folder's own, counts."""
+        if not model:
+            return []
+        same = [m for m in self.models.values() if m.settings == model.settings]
+        same = sorted(same, key=lambda m: (m == model, m.own))  # the last of the same seeds stays
+        read = {m.seeds: m for m in same if m.seeds[0] != self.chooses}
+        return sorted(read.values(), key=self._order)
+
+    @property
+    def _seed(self) -> int:
+        return self.models[self.base].seeds[0]
+
+    def _order(self, model: Model) -> tuple:
+        return model.seeds[0] != self._seed, model.seeds, model.tokens, model.name
+
+    def arms(self, base: Model, **p: object) -> list[Model]:
+        """What 03 made from a base, or from the same with another seed, by some parameters:
+        trains="adapter", windows="hard". Of one arm `preferred` gives the seeds to read."""
+        made = (m for m in self.models.values() if self._made_from(m, base))
+        return [m for m in made if all(m.p.get(name) == value for name, value in p.items())]
+
+    def preferred(self, tried: list[Model]) -> list[Model]:
+        """The seeds of the settings that development prefers, with the seed that chooses or, where
+        that did not try two of them, with the base's."""
+        two, own = ([m for m in tried if m.seeds[0] == s] for s in (self.chooses, self._seed))
+        some = two if len(two) > 1 else own or two
+        best = min(some, key=lambda m: self.development[m.name], default=None)
+        return self.seeds_of(best)
+
+    def _made_from(self, model: Model, base: Model | None) -> bool:
+        own = self.models.get(model.base)
+        return own is not None and base is not None and own.settings == base.settings
+
+    def role(self, words: str) -> list[Model]:
+        """The models that a role of claims.yaml means, one a seed; none where it was not run. Of a
+        role the folder's own settings count; of "best" and a role, the preferred."""
         role = words.removeprefix("best ")
         if role != words and self.development:
             return self._best(role)
+        return self.seeds_of(self.first(role))
+
+    def first(self, role: str) -> Model | None:
+        """A role's model, of the base's seed where there is one; the folder's own before points."""
         if named := ROLES[role].get("is"):
             return self.models.get(getattr(self, named))
-        own = [m for m in self.models.values() if m.own and self._means(role, m)]
-        seed = self.models[self.base].seeds[0]
-        return min(own, key=lambda m: (m.seeds[0] != seed, m.seeds, m.name), default=None)
+        read = (m for m in self.models.values() if m.seeds[0] != self.chooses)
+        fits = (m for m in read if self._means(role, m))
+        return min(fits, key=lambda m: (not m.own, *self._order(m)), default=None)
 
-    def _means(self, role: str, model: Model) -> bool:
-        """Whether a model is what claims.yaml means; the one that picks the windows never is."""
-        fits = all(self._fits(model, *pair) for pair in ROLES[role].items())
-        return fits and model.name != self.picked_by
+    def _best(self, role: str) -> list[Model]:
+        keys = ROLES[role]
+        like = self.first(next((LIKE[key] for key in keys if key in LIKE), role))
+        tuned = {"learning_rate"}.union(*(keys.get(key, ()) for key in AS))
+        tuned |= parameters.TUNED | keys.keys() if "made_from" in keys else set()
+        tried = [m for m in self.models.values() if like and like.same_but(m, tuned)]
+        return self.preferred([m for m in tried if "is" in keys or self._means(role, m, tuned)])
 
-    def _fits(self, model: Model, key: str, wanted) -> bool:
+    def _means(self, role: str, model: Model, but: set[str] = frozenset()) -> bool:
+        return all(self._fits(model, key, wanted, but) for key, wanted in ROLES[role].items())
+
+    def _fits(self, model: Model, key: str, wanted, but: set[str]) -> bool:
         base, value = self.models[self.base], getattr(model, key, model.p.get(key))
         match key:
             case "made_from":
-                return model.base == getattr(self, wanted)
+                return self._made_from(model, self.first(wanted))
             case "longer_than":
-                other = self.models.get(getattr(self, wanted))
+                other = self.first(wanted)
                 return other is not None and model.tokens > LONGER * other.tokens
-            case "but":
-                return base.same_but(model, {*wanted})
+            case "as_long_as":
+                other = self.first(wanted)
+                short, long = sorted((model.tokens, other.tokens if other else 0))
+                return 0 < long < LONGER * short
+            case "as_base" | "as_scratch":
+                other = self.first(AS[key])
+                return other is not None and other.same_but(model, {*wanted} | but)
+            case "not":
+                return all(model.p.get(name) != other for name, other in wanted.items())
         if isinstance(wanted, bool):
             return bool(value) == wanted
+        if isinstance(wanted, list):
+            return wanted[0] <= value <= wanted[1]
         wanted = base.p.get(key) if wanted == "the base's" else wanted
         return value == wanted or fnmatchcase(f"{value}", f"{wanted}")
 
-    def _best(self, role: str) -> Model | None:
-        """A role's model at the best of the learning rates tried; of what 03 trains, at the best of
-        all that is tuned, compared with the adapter on hard windows."""
-        like, tuned, trains = role, {"learning_rate"}, ROLES[role].get("trains")
-        if trains:
-            like, tuned = "adapter on hard", parameters.TUNED | {"trains", "windows"}
-            tuned -= {"ce_weight"} if trains == "adapter" else set()
-        like = self.first(like)
-        tried = self.alike(like, tuned) if like else []
-        tried = [m for m in tried if not trains or self._means(role, m)]
-        return min(tried, key=lambda m: self.development[m.name], default=None)
+    def effect(self, words: str | Sequence[str], **more) -> Effect:
+        """Of "one − other" the difference, of three roles the share of the gap."""
+        roles = words.split(" − ") if isinstance(words, str) else words
+        if not all(groups := [self.role(role) for role in roles]):  # one was not run
+            return Effect(" − ".join(roles), Interval(math.nan), **more)
+        names = [self._named(*pair) for pair in zip(roles, groups, strict=True)]
+        share = "share of the gap from {0} to {2} that {1} closes"
+        what = share.format(*names) if len(names) == 3 else " − ".join(names)
+        return self.compare(what, *groups, **more)
 
-    def alike(self, model: Model, but: set[str]) -> list[Model]:
-        """A model, and those of its seeds that differ from it in these parameters alone."""
-        same = [m for m in self.models.values() if m.seeds == model.seeds]
-        left_out = {self.picked_by, *self.mixed}
-        return [m for m in same if m.name not in left_out and model.same_but(m, but)]
+    def _named(self, words: str, seeds: list[Model]) -> str:
+        """A role in an effect; of the best what was tuned."""
+        role = words.removeprefix("best ")
+        if role == words or not self.development:
+            return role
+        tuned = [*itertools.chain(*(ROLES[role].get(key, ()) for key in AS)), "learning_rate"]
+        values = ", ".join(f"{name} {seeds[0].p[name]:g}" for name in dict.fromkeys(tuned))
+        return f"{role} ({values})"
 
-    def seeds_of(self, model: Model) -> list[Model]:
-        """It, and the same with other seeds; but the one that picks, and what was made from it."""
-        same = [m for m in self.models.values() if m.settings == model.settings]
-        same = [m for m in same if self.picked_by not in (m.name, m.base)]
-        return [model, *{m.seeds: m for m in same if m.seeds != model.seeds}.values()]
-
-    def change(self, one: str, other: str, part: str = "all") -> Interval:
-        """Mean loss of one minus that of the other on a part of the text."""
-        at_N = self.parts[part]
-        pair = (self.losses[name][at_N] for name in (one, other))
-        return intervals.change(*pair, self.document_N[at_N], self.resamples)
-
-    def effect(self, one: Model, other: Model, role="claim", part="all", plan=None) -> Effect:
-        """Loss of one minus that of the other, and the same of every pair of their seeds."""
-        change, seeds = self.change(one.name, other.name, part), []
-        for x, y in itertools.product(self.seeds_of(one), self.seeds_of(other)):
+    def compare(self, what: str, *groups: list[Model], **more) -> Effect:
+        """Two models, or three, over the seeds with which all were run."""
+        pairs = []
+        for together in itertools.product(*groups):
             # of a model of 03 and one of 01 the base's seed decides
-            if x.settings != y.settings and all(map(operator.eq, x.seeds, y.seeds)):
-                change_N = self.losses[x.name] - self.losses[y.name]
-                seeds.append(known_mean(change_N[self.parts[part]]))
-        labels = ("recipe" if m.name == self.recipe else m.label for m in (one, other))
-        what = " − ".join(labels) + (f" on {part} text" if part != "all" else "")
-        return Effect(what, change, tuple(seeds), role, plan and tuple(plan))
+            same = all(all(map(operator.eq, together[0].seeds, m.seeds)) for m in together)
+            if same and len({m.settings for m in together}) == len(together):
+                pairs.append(tuple(m.name for m in together))
+        found = measure(self.losses, pairs, self.document_N) if pairs else Interval(math.nan)
+        return Effect(what, found, len(pairs), pairs=tuple(pairs), **more)
 
-    def effects(self, listed: Iterable[dict]) -> list[Effect]:
-        """The effects that claims.yaml lists; none twice, where the best rate is the one given."""
-        effects: dict[tuple, Effect] = {}
-        for row in listed:
-            role, words = next(iter(row.items()))
-            one, other = map(self.first, words.split(" − "))
-            if not one or not other:  # it was not run
-                continue
-            part = row.get("text", "all")
-            key = one.name, other.name, part
-            if role == "gap":
-                effects[*key, role] = self.gap(one, other)
-            elif not {(*key, role), (*key, "claim" if role == "part" else role)} & effects.keys():
-                effects[*key, role] = self.effect(one, other, role, part, row.get("plan"))
-        return list(effects.values())
-
-    def gap(self, one: Model, rival: Model) -> Effect:
-        """Which share of the way from the base to a larger rival a model goes."""
-        losses_3N = np.stack([self.losses[name] for name in (self.base, one.name, rival.name)])
-        means_R3 = intervals.resampled_means(losses_3N, self.document_N, self.resamples)
-        ends = intervals.interval(intervals.gap_closed(*means_R3.T))
-        base, adapted, large = known_mean(losses_3N, axis=1)
-        closed = (base - adapted) / (base - large) if np.isfinite(ends[0]) else math.nan
-        what = f"share of the gap from {self.base} to {rival.name} that {one.label} closes"
-        return Effect(what, Interval(closed, *ends), role="part")
+    def judged(self, key: str) -> Verdict:
+        """A row of claims.yaml whose effects are differences between models."""
+        row, effects = ROWS[key], {}
+        plan = row.get("plan")
+        least = min(plan, key=abs) if plan else row.get("least", 0.0)
+        main = dict(least=least, plan=plan and tuple(plan), claimed=row.get("claimed", -1))
+        asked = [(role, row[role]) for role in (*JUDGED, "cost") if role in row]
+        for role, words in [*asked, *(("also", words) for words in row.get("also", ()))]:
+            e = self.effect(words, role=role, **(main if role == "effect" else {}))
+            effects.setdefault(e.pairs or e.what, e)  # none twice: the best may be the folder's own
+        return Verdict(key, [*effects.values()], *judge([*effects.values()]))

@@ -1,28 +1,28 @@
 """The calls of 04, 05 and 07: all models of a folder side by side, and 04's verdict in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 
 from tdbook.analysis import features, intervals, verdict
 from tdbook.analysis.intervals import Interval
-from tdbook.analysis.verdict import CLAIMS, Effect, Model, Trial
+from tdbook.analysis.verdict import ROWS, Model, Trial, Verdict
 from tdbook.book import common
 from tdbook.corpus import token_files
 from tdbook.export import gguf_file, imatrix, inference
 from tdbook.export.decoder import Decoder
 from tdbook.report import tables
-from tdbook.runs import notebooks, parameters, sweeps
+from tdbook.runs import notebooks, sweeps
 from tdbook.runs.running import Run
 from tdbook.runs.sweeps import Folder
 from tdbook.workflow import workload
 from tdlib import data, evaluate, generate, hard_set
 from tdlib.model import Llama
 
-WORDS = CLAIMS["words"]
+WORDS = verdict.CLAIMS["words"]
+JUDGED = ("distilled", "distilled_t1", "adapter", "gap")  # rows of claims.yaml that 04 judges
 FLOP = dict.fromkeys(["training, FLOP", "teacher, FLOP", "scoring, FLOP"], ".2g")
 COST = {"training tokens": ",.0f"} | FLOP  # column → form
 ROUNDED = 64  # windows on which a model is measured as its four-bit file; 04 says so
@@ -56,11 +56,9 @@ def resample(losses: dict, document_N: np.ndarray, resamples: int, seed: int) ->
 
 def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> tuple[Interval, np.ndarray]:
     """Loss of `one` minus loss of `other` over documents, and which windows have a target, (N,)."""
-    p, losses = this.parameters, window_losses(this, [one, other])
-    drawn = resample(losses, token_files.origins(tokens, "val")[0], p["resamples"], p["seed"])
-    known_N = ~np.isnan(list(losses.values())).any(0)
-    value = np.subtract(*(float(losses[name][known_N].mean()) for name in (one, other)))
-    return Interval(value, *intervals.interval(drawn[one] - drawn[other])), known_N
+    change_N = np.subtract(*window_losses(this, [one, other]).values(), dtype=np.float64)
+    document_N = token_files.origins(tokens, "val")[0]
+    return intervals.of_seeds(change_N[None], document_N), ~np.isnan(change_N)
 
 
 def rounding(this: Run, losses: Mapping, tokens: data.Tokens) -> dict[str, Interval]:
@@ -87,12 +85,11 @@ def hard_windows(losses: Mapping, picked_by: str, teacher: str, share: float) ->
 
 
 def trial(this: Run, losses: Mapping, document_N: np.ndarray, **more) -> Trial:
-    """What a verdict reads: the models, or those that losses are of, and which windows are hard."""
+    """What a verdict reads: the models, or those that losses are of, and the notebook's roles."""
     p, models = this.parameters, verdict.models(common.folder_of(this))
-    hard_N = hard_windows(losses, p["picked_by"], p["teacher"], p["hard_share"])
-    given = {name: p[name] for name in ("base", "scratch", "teacher", "picked_by", "resamples")}
+    given = {name: p[name] for name in ("base", "scratch", "teacher", "picked_by")}
     given |= {"models": {n: m for n, m in models.items() if n in losses}} | more
-    return Trial(losses=losses, hard_N=hard_N, document_N=document_N, **given)
+    return Trial(losses=losses, document_N=document_N, **given)
 
 
 def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> dict[str, dict]:
@@ -117,19 +114,20 @@ def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list
     return features.kept_and_lost(losses, labels, p["base"], judged, document_M, p["resamples"])
 
 
-def show_sweep(this: Run, sweep: str, t: Trial) -> str:
+def show_sweep(this: Run, sweep: str, losses: Mapping, document_N: np.ndarray) -> str:
     """A sweep's table; its best point in a sentence."""
     points = {n: p for n, p in common.folder_of(this).points.items() if p.sweep == sweep}
     if not points:
         return f"No point of the sweep {sweep} is done."
-    rows, notebook = [], sweeps.listed(this.out, sweep)["notebook"]
+    rows, notebook, p = [], sweeps.listed(this.out, sweep)["notebook"], this.parameters
     for name, point in points.items():
         row = point.metrics | {"point": name, "varied": point.varied}
         row["minutes"] = point.record["seconds"] / 60
-        rows.append(row | {part: t.change(name, t.base, part) for part in t.parts})
+        pair = losses[name], losses[p["base"]], document_N
+        rows.append(row | {"change": intervals.change(*pair, p["resamples"])})
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
     best = min(rows, key=lambda row: row["loss"])
-    return WORDS["sweep"].format(count=len(rows), sweep=sweep, best=best, t=t)
+    return WORDS["sweep"].format(count=len(rows), sweep=sweep, best=best, base=p["base"])
 
 
 def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
@@ -165,62 +163,25 @@ def _cost(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> np
     return own + (_cost(folder, models[before], models, tokens) if before in models else 0)
 
 
-def effects(t: Trial) -> dict[str, list[Effect]]:
-    """The effects of 04's two claims, and one of nothing: another seed of the base."""
-    base, *seeds = t.seeds_of(t.models[t.base])
-    other = ([model for model in seeds if model.own] or seeds)[:1]
-    effects = {key: t.effects(CLAIMS["claims"][key]["effects"]) for key in ("distilled", "adapter")}
-    return effects | {"nothing": [t.effect(model, base, "part") for model in other]}
-
-
-def verdict_table(effects: Mapping[str, list[Effect]]) -> pd.DataFrame:
-    """The effects in words, with their intervals over documents and over seeds."""
-    pairs = ((key, e) for key, listed in effects.items() for e in listed)
-    rows = [(key, e.what, f"{e.change}", e.spread) for key, e in pairs]
-    return pd.DataFrame(rows, columns=["claim", "difference", "of loss", "seeds"])
-
-
-def limits(t: Trial) -> list[str]:
+def limits(t: Trial, verdicts: Sequence[Verdict]) -> list[str]:
     """What limits the comparison, most important first."""
-    rows = [row for row in CLAIMS["claims"]["adapter"]["effects"] if row.get("needed", True)]
-    pairs = [next(iter(row.values())).replace("best ", "").split(" − ") for row in rows]
-    models = {role: t.first(role) for pair in pairs for role in pair}
-    missing = ", ".join(role for role, model in models.items() if not model)
-    lines = warnings(t) + [f"Not run, so not compared: {missing}."] * bool(missing)
-    if adapter := models["adapter on hard"]:
-        lines += [_unlike(adapter, model) for model in models.values() if model and model.base]
-    chance = "" if effects(t)["nothing"] else WORDS["chance"].format(t=t)
-    return [line for line in (*lines, chance) if line]
-
-
-def _unlike(one: Model, other: Model) -> str:
-    """What two models of 03 differ in besides the windows and what trains, in a sentence."""
-    adapters = parameters.ADAPTERS if one.adapter == other.adapter else ()
-    names = (*adapters, *parameters.REPLAYS)
-    values = {name: (one.p.get(name), other.p.get(name)) for name in names}
-    words = ", ".join(f"{n} {a} against {b}" for n, (a, b) in values.items() if a != b)
-    words = words.replace("None", "inherited")  # from 02's choice, or the run that made the base
-    return f"{one.name} and {other.name} differ in more: {words}." if words else ""
-
-
-def warnings(t: Trial) -> list[str]:
-    """What makes the trial mean little, said before it."""
     lines = []
     if t.teacher in t.models:
-        behind = t.change(t.base, t.teacher)
+        behind = verdict.measure(t.losses, [(t.base, t.teacher)], t.document_N)
         words = WORDS["lag" if behind.value >= ENOUGH else "little"]
         lines.append(words.format(t=t, behind=behind, enough=ENOUGH))
-    made = [model.name for model in t.models.values() if model.base == t.picked_by]
-    if t.picked_by in (t.base, t.scratch, t.teacher) or made:
-        lines.append(WORDS["picker"].format(t=t, made=", ".join(made)))
-    return lines
+    if t.chooses is None:
+        lines.append(WORDS["picker"].format(t=t))
+    missing = [e.what for v in verdicts for e in v.effects if not e.seeds]
+    return lines + [f"Not run, so not compared: {'; '.join(missing)}."] * bool(missing)
 
 
-def headline(t: Trial) -> str:
-    """The verdict on the adapter, and what decides it: hard windows against random ones."""
-    lines = [line.replace("**", "") for line in warnings(t) if line.startswith("**⚠")]
-    listed, claim = effects(t), CLAIMS["claims"]["adapter"]
-    result, why = verdict.judge(listed["adapter"])
-    shown = [e for e in listed["adapter"] if "adapter on random" in e.what] or listed["adapter"]
-    lines.append(f"{claim['claim']}: {result} ({why.partition('; ')[0]}).")
-    return " ".join([*lines, *(f"{e.words()}." for e in shown)])
+def headline(t: Trial, verdicts: Sequence[Verdict]) -> str:
+    """The plan's centre: the verdict on the adapter, against random windows, and of the gap."""
+    adapter, gap = (next(v for v in verdicts if v.key == key) for key in ("adapter", "gap"))
+    lines = [x.replace("**", "") for x in limits(t, verdicts) if x.startswith("**⚠")]
+    few = adapter.result == verdict.UNDECIDED
+    result = (adapter.why, adapter.result) if few else (adapter.result, adapter.why)
+    lines.append(f"{ROWS['adapter']['claim']} — {': '.join(result)}.")
+    sizes = [e for v in (adapter, gap) for e in v.effects if e.role in verdict.JUDGED and e.seeds]
+    return " ".join([*lines, *(f"{e.words()}." for e in sizes)])

@@ -1,13 +1,11 @@
-"""Does the plan hold? Each claim of the plan against text that no choice has looked at.
+"""Does the plan hold? Each claim of the plan against text that no training has seen.
 
-Differences of loss, nats per token, are read on the confirmation split (the validation split where
-there is none). claims.yaml has the claims and what they compare, analysis.verdict the rules of a
-verdict. Legend: N windows, M of them fixed (told token by token), T tokens of each, V vocabulary.
+claims.yaml has the claims and what they compare, analysis.verdict the rules of a verdict.
+Legend: N windows of a split, M of them fixed (told token by token), T tokens of each, S seeds.
 """
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,56 +14,50 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import features, intervals, verdict
-from tdbook.analysis.verdict import CLAIMS, FAILS, HOLDS, PART, UNDECIDED, Effect, Trial, judge
+from tdbook.analysis.verdict import FAILS, HOLDS, ROWS, TOPICS, UNDECIDED, Effect, Trial, Verdict
 from tdbook.book import common, comparison
-from tdbook.book.comparison import COST, WORDS
+from tdbook.book.comparison import WORDS
 from tdbook.corpus import token_files
 from tdbook.export import inference
-from tdbook.report import plots, tables, words
+from tdbook.report import plots, tables
 from tdbook.runs import hashes, notebooks
-from tdbook.runs.parameters import TRIED
 from tdbook.runs.running import Run
 from tdbook.runs.units import Q4_LIMIT, of_plan
 from tdlib import data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
-Measured = tuple[list[Effect], list[str]]  # more effects of a claim, and measurements in words
-KINDS = CLAIMS["claims"]["kept"]["kinds"]
 
-
-def split_of(tokens: data.Tokens) -> tuple[str, data.Windows]:
-    """The split that verdicts are read on; validation where nothing else has a target."""
-    confirm = tokens.confirm and tokens.confirm.known_N.any()
-    return ("confirm", tokens.confirm) if confirm else ("val", tokens.val)
+def split_of(tokens: data.Tokens) -> str:
+    """The split that verdicts are read on: the first of these that has a target."""
+    splits = {name: getattr(tokens, name) for name in ("works", "confirm", "val")}
+    return next(name for name, x in splits.items() if name == "val" or (x and x.known_N.any()))
 
 
 def judged_on(tokens: data.Tokens) -> str:
     """Which text judges, and how much of it, in a sentence."""
-    name, windows = split_of(tokens)
+    windows = getattr(tokens, name := split_of(tokens))
     documents = len(np.unique(token_files.origins(tokens, name)[0][windows.known_N]))
     count = dict(known=int(windows.known_N.sum()), windows=len(windows), documents=documents)
     return WORDS[name].format(**count)
 
 
 class Losses(dict):
-    """Model → its loss of every window that judges, (N,). A model is run when it is first asked
-    for: none that no verdict needs reads the confirmation text. Kept in scores/<split>/ under the
-    hash of model and text; of teacher, base and scratch, with every seed, token by token too."""
+    """Model → its loss of every window of a split, (N,). A model is run when it is first asked
+    for: none that no verdict needs reads this text. Kept in scores/<split>/ under the hash of model
+    and text, and of the fixed windows token by token."""
 
-    def __init__(self, this: Run, tokens: data.Tokens):
+    def __init__(self, this: Run, tokens: data.Tokens, split: str):
         super().__init__()
-        self.this, (self.split, self.windows) = this, split_of(tokens)
-        self.folder, p = common.folder_of(this), this.parameters
-        self.models = models = verdict.models(self.folder)
-        settings = [models[p[role]].settings for role in ("base", "scratch") if p[role] in models]
-        self.whole = [p["teacher"], *(n for n, m in models.items() if m.settings in settings)]
+        self.this, self.split, self.windows = this, split, getattr(tokens, split)
+        self.folder = common.folder_of(this)
+        self.models = verdict.models(self.folder)
 
     def __missing__(self, name: str) -> np.ndarray:
         return self.setdefault(name, np.load(self._path(name, "npy")))
 
     def tokens(self, name: str) -> np.ndarray:
-        """Of one of `whole`, the loss of every token of the fixed windows, (M, T)."""
+        """A model's loss of every token of the fixed windows, (M, T)."""
         return np.load(self._path(name, "npz"))["token_loss_MT"]
 
     def _path(self, name: str, kind: str) -> Path:
@@ -76,135 +68,48 @@ class Losses(dict):
         # the text too, and how much of it is told: a given teacher stays the same beside another
         files = ((out, place), (this.out, "tokens"))
         read = [hashes.made_by_others(where, "")[what]["sha256"] for where, what in files]
-        fixed, whole = this.parameters["fixed_windows"], name in self.whole
+        fixed = this.parameters["fixed_windows"]
         stem = re.sub(r"[^\w.+-]+", "_", name) + f"-{hashes.of([*read, fixed])[:8]}"
         path = this.path("scores", self.split, f"{stem}.{kind}")
         if not path.exists():
             base = f"models/{self.models[name].p['base']}" if adapter else place
             net = Llama.load(out / base, this.device)
             net = lora.load(net, out / place) if adapter else net
-            how = dict(fixed=fixed if whole else 1, device=this.device)
-            evaluate.evaluate(net.eval(), self.windows, **how).save(path.parent, stem, whole)
+            found = evaluate.evaluate(net.eval(), self.windows, fixed=fixed, device=this.device)
+            found.save(path.parent, stem)
             this.progress(len(self) + 1, len(self.models), f"models on {self.split}: {name}")
         return path
 
 
 def trial(this: Run, tokens: data.Tokens) -> Trial:
-    """What all claims read: every model, its losses, and which windows are hard."""
-    losses = Losses(this, tokens)
+    """What all claims read: every model and its losses of the text that judges."""
+    losses = Losses(this, tokens, split_of(tokens))
     models, points = losses.models, losses.folder.points
-    swept = [models[name] for name, p in points.items() if p.sweep == this.parameters["recipe"]]
-    last = {m.name for m in swept} - {m.base for m in swept}  # the others are what it was made from
-    recipe = min((m for m in swept if m.name in last), key=lambda m: m.seeds, default=None)
-    more = dict(models=models, recipe=recipe.name if recipe else "")
-    more["development"] = {name: common.row_of(this, name)["loss"] for name in models}
-    more["mixed"] = {n for n, p in points.items() if p.varied.keys() - p.record["parameters"]}
+    # made from another hard set than 02's own, which their own parameters do not say
+    mixed = {n for n, p in points.items() if p.varied.keys() - p.record["parameters"]}
+    models = {n: m for n, m in models.items() if not (m.base and n in mixed)}
+    development = {name: common.row_of(this, name)["loss"] for name in models}
+    more = dict(models=models, development=development)
     return comparison.trial(this, losses, token_files.origins(tokens, losses.split)[0], **more)
 
 
-def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[dict]:
-    """The rows of claims.yaml, each with verdict, why, effects, and notes in sentences."""
-    claims = []
-    for key, row in CLAIMS["claims"].items():
-        listed, measure = row.get("effects", ()), MEASURES.get(key)
-        more, notes = measure(this, tokens, t) if measure else ([], [])
-        effects = t.effects(listed) + more
-        result, why = judge(effects, row.get("every", True))
-        if key == "ship":
-            result, why, notes = shipped(this)
-        if "undecidable" in row:
-            result, why = UNDECIDED, row["undecidable"]
-        first = re.sub("; .*", " (and more)", why)  # a claim's own section has all of them
-        told = dict(verdict=result, because=first, why=why, effects=effects, notes=notes)
-        claims.append({"key": key} | row | told)
-    return claims
+def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[Verdict]:
+    """Every row of claims.yaml with its verdict."""
+    measured, verdicts = hard_text(this, tokens, t) | kept(this, tokens, t), []
+    for key, row in ROWS.items():
+        if key in measured:
+            verdicts.append(Verdict(key, measured[key], *verdict.judge(measured[key])))
+        elif "ship" in row:
+            verdicts.append(Verdict(key, [], *shipped(this, row["ship"])))
+        else:
+            verdicts.append(t.judged(key))
+    return verdicts
 
 
-def recipe(this: Run, tokens: data.Tokens, t: Trial) -> tuple[list[Effect], str]:
-    """The recipe against the plan's own route: the effects, and in words with both routes' cost."""
-    effects = t.effects(CLAIMS["recipe"])
-    if not effects:
-        return [], "No recipe was run here: no point of the sweep that `recipe` names is done."
-    (result, why), made, costs = judge(effects[:1]), comparison.made(this, tokens), []
-    for name in (t.recipe, t.first("best adapter on hard").name):
-        costs.append(f"{name}: {', '.join(f'{key} {made[name][key]}' for key in COST)}")
-    words = f"That the recipe beats the plan's 50M + LoRA: **{result}** ({why})"
-    return effects, f"{words}. {effects[0].words()}. Costs: {'; '.join(costs)}."
-
-
-def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
-    """Every model: seeds, losses, difference from the base on the text that judges, and cost."""
-    rows = []
-    for name, made in comparison.made(this, tokens).items():
-        *others, seed = t.models[name].seeds
-        row = {"model": name, "seed": seed, "base's seed": " ".join(map(str, others)) or "–"}
-        read = name in t.losses  # no verdict needs the others
-        row["development"] = t.development[name]
-        row["confirmation"] = known_mean(t.losses[name]) if read else math.nan
-        change = f"{t.change(name, t.base)}" if read else "–"
-        row[f"against {t.base}"] = "baseline" if name == t.base else change
-        rows.append(row | made)
-    return pd.DataFrame(rows)
-
-
-def choices_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
-    """Every student of the base's shape, seed and tokens, best on development first, each against
-    the one with the recipe's settings, or else the best."""
-    tried = t.alike(t.models[t.base], set(TRIED))
-    # a setting once, though two sweeps have it: the first
-    models = {m.name: m.p for m in {m.settings: m for m in reversed(tried)}.values()}
-    val = comparison.window_losses(this, [*models])
-    document_N = token_files.origins(tokens, "val")[0]
-    loss = {name: known_mean(loss_N) for name, loss_N in val.items()}
-    order = sorted(loss, key=loss.get)
-    # the recipe's own run may be longer than what it was chosen from
-    wanted = t.models[t.recipe].p if t.recipe else {}
-    same = [n for n in order if all(models[n][key] == wanted.get(key) for key in TRIED)]
-    chosen, word, rows = (same or order)[0], "the recipe" if same else "the best", []
-    for name in order:
-        row = {key: models[name][key] for key in TRIED} | {"development": round(loss[name], 4)}
-        row["temperature"] = "–" if row["ce_weight"] == 1 else row["temperature"]
-        change = intervals.change(val[name], val[chosen], document_N, t.resamples)
-        rows.append(row | {f"against {word}": word if name == chosen else f"{change}"})
-    return pd.DataFrame(rows)
-
-
-def show(this: Run, claim: dict) -> None:
-    """A claim as a section: verdict, figure, every effect and note, what would change our mind."""
-    from IPython.display import Markdown, display
-
-    effects, result = claim["effects"], claim["verdict"]
-    display(Markdown(f"## {claim['claim']}\n\n**Verdict: {result}** — {claim['why']}."))
-    if known := [e for e in effects if math.isfinite(e.change.value)]:
-        figure = plots.effects(known, f"{result}: {effects[0].words()}")
-        this.figure(claim["key"], figure, alt=f"{claim['claim']}: every effect")
-    lines = [f"- {e.words()}{' (control)' * (e.role == 'control')}" for e in effects]
-    lines += [f"- {note}" for note in claim["notes"]]
-    change = "\n*Compared with* {control}. *What would change our mind at 300M:* {change}"
-    display(Markdown("\n".join([*lines, change.format(**claim)])))
-
-
-def in_short(claims: Sequence[dict], recipe: str) -> str:
-    """The page in one sentence."""
-    verdicts = Counter(claim["verdict"] for claim in claims).most_common()
-    counts = ", ".join(f"{count} × {verdict}" for verdict, count in verdicts)
-    return f"{len(claims)} claims: {counts}. {recipe.partition(' Costs:')[0].replace('**', '')}"
-
-
-def loss_settings(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """The plan's best ce_weight and temperature against the best others, on development."""
-    tried = t.alike(t.models[t.base], {"ce_weight", "temperature"})
-    order = sorted(tried, key=lambda m: t.development[m.name])
-    ours = [m for m in order if m.p["ce_weight"] == 0.5 and 2 <= m.p["temperature"] <= 4]
-    others = [m for m in order if m not in ours]
-    pairs = zip(ours[:1], others[:1], strict=False)  # none where one of them was not run
-    return [t.effect(*pair) for pair in pairs], []
-
-
-def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """Do the hardest windows, as each seed of the base picks them, hold more of what is rare?"""
-    _, windows = split_of(tokens)
-    p, share, rows = this.parameters, this.parameters["hard_share"], np.arange(len(windows))
+def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> dict[str, list[Effect]]:
+    """Row of claims.yaml → whether the hardest windows, as each seed of the base picks them, hold
+    more of a kind of token."""
+    windows, rows = t.losses.windows, np.arange(len(t.document_N))
     ids_NT, y_NT = (x.numpy() for x in replace(windows, mask=None).batch(rows))
     count_V = features.frequency(tokens.train, tokens.vocab_size)
     order = np.argsort(count_V, kind="stable")
@@ -212,64 +117,58 @@ def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
     pairs_NT = features.pair_frequency(tokens.train, ids_NT, y_NT)
     kinds = {"rare tokens": np.isin(y_NT, rare), "pairs never seen": pairs_NT == 0}
     kinds["tokens not in Telugu"] = features.scripts(tokens, windows, rows) != 0
-    seeds = t.seeds_of(t.models[t.base])
-    hard = [comparison.hard_windows(t.losses, m.name, t.teacher, share) for m in seeds]
-    effects, masked_N = [], np.isnan(t.losses[t.teacher])  # these are in neither part
-    for kind, in_NT in kinds.items():
-        share_N = np.where(masked_N, np.nan, in_NT.mean(1))
-        each = [(share_N, hard_N, t.document_N) for hard_N in hard]
-        effects.append(_beyond(t, f"share of {kind}, hardest {share:.0%} − the rest", each, 1))
-    lag_N = np.fmax(t.losses[t.base] - t.losses[t.teacher], 0)
-    held = lag_N[hard[0]].sum() / (lag_N.sum() or 1)
-    notes = [f"The hardest {share:.0%} hold {held:.0%} of all that {t.base} lost."]
-    for record in common.folder_of(this).of(notebooks.HARD_SET):
-        if found := record["remembered"].get("reality"):
-            notes.append(words.memory(found, p["base"], p["teacher"]))
-    return effects, notes
+    seeds, share = [m.name for m in t.role("its base")], this.parameters["hard_share"]
+    hard_SN = np.stack([comparison.hard_windows(t.losses, n, t.teacher, share) for n in seeds])
+    measured, masked_N = {}, np.isnan(t.losses[t.teacher])  # these are in neither part
+    for key, kind in ((key, row["hard"]) for key, row in ROWS.items() if "hard" in row):
+        share_SN = np.broadcast_to(np.where(masked_N, np.nan, kinds[kind].mean(1)), hard_SN.shape)
+        apart = intervals.beyond(share_SN, hard_SN, t.document_N)
+        what = f"share of {kind}, hardest {share:.0%} − the rest"
+        measured[key] = [Effect(what, apart, len(seeds), claimed=1)]
+    return measured
 
 
-def _beyond(t: Trial, what: str, seeds: Iterable[tuple], claimed: int, role="claim") -> Effect:
-    """The mean in one part beyond that in the other, of each seed's (values, part, documents)."""
-    each = [intervals.beyond(*seed, t.resamples) for seed in seeds]
-    return Effect(what, each[0], tuple(e.value for e in each), role, claimed=claimed)
-
-
-def kept(this: Run, tokens: data.Tokens, t: Trial) -> Measured:
-    """How much further behind the teacher the base is in a bucket than elsewhere; above 0: lost."""
-    _, windows = split_of(tokens)
-    rows_M = evaluate.fixed_rows(windows, this.parameters["fixed_windows"])
-    labels, effects = features.token_cuts(replace(tokens, val=windows), rows_M), []
-    loss_MT = {name: t.losses.tokens(name) for name in t.losses.whole if name in t.models}
-    document_MT = np.broadcast_to(t.document_N[rows_M][:, None], loss_MT[t.teacher].shape)
-    for cut, bucket, claimed in KINDS:
+def kept(this: Run, tokens: data.Tokens, t: Trial) -> dict[str, list[Effect]]:
+    """Row of claims.yaml → how much further behind the teacher the base is in buckets of tokens
+    than elsewhere; above 0: lost. K tokens."""
+    rows_M = evaluate.fixed_rows(t.losses.windows, this.parameters["fixed_windows"])
+    labels = features.token_cuts(replace(tokens, val=t.losses.windows), rows_M)
+    seeds, teacher_MT = [m.name for m in t.role("its base")], t.losses.tokens(t.teacher)
+    lag_SK = np.stack([(t.losses.tokens(name) - teacher_MT).ravel() for name in seeds])
+    document_K = np.repeat(t.document_N[rows_M], teacher_MT.shape[1])
+    kinds = [(key, *kind) for key, row in ROWS.items() for kind in row.get("kinds", ())]
+    measured: dict[str, list[Effect]] = {key: [] for key, *_ in kinds}
+    for key, cut, bucket, claimed in kinds:
         names, at_MT = labels.get(cut, ([], None))
-        in_MT = at_MT == names.index(bucket) if bucket in names else np.zeros(1, bool)
-        for name, role in ((t.base, "claim"), (t.scratch, "part")):
-            if name in loss_MT and in_MT.sum() >= tables.FEW:
-                seeds = [m.name for m in t.seeds_of(t.models[name]) if m.name in loss_MT]
-                lags = [loss_MT[seed] - loss_MT[t.teacher] for seed in seeds]
-                each = [(lag_MT.ravel(), in_MT.ravel(), document_MT.ravel()) for lag_MT in lags]
-                effects.append(_beyond(t, f"{bucket} ({cut}), {name}", each, claimed, role))
-    return effects, []
+        in_K = at_MT.ravel() == names.index(bucket) if bucket in names else np.zeros(1, bool)
+        if in_K.sum() >= tables.FEW:
+            apart = intervals.beyond(lag_SK, np.broadcast_to(in_K, lag_SK.shape), document_K)
+            effect = Effect(f"{bucket} ({cut})", apart, len(seeds), claimed=claimed)
+            measured[key].append(effect)
+    return measured
 
 
-# key of a claim → what it needs besides the effects that claims.yaml lists
-MEASURES = dict(loss=loss_settings, hard=hard_text, kept=kept)
-
-
-def shipped(this: Run) -> tuple[str, str, list[str]]:
-    """Merging, speeds and file sizes against the plan's numbers, from the records of 04 and 06."""
+def shipped(this: Run, what: str) -> tuple[str, str, str]:
+    """Whether merging, speeds or file sizes reach the plan's numbers, by the records of 04 and 06:
+    the verdict, why, and what was measured."""
     records = [record["remembered"] for record in common.folder_of(this).of(notebooks.INFERENCE)]
     timed = [(key, x) for record in records for key, x in record.items() if key[:6] == "shape "]
-    reached = [check for key, x in timed for check in speeds(key[6:], x)]
-    checks = merges(this) + reached
-    missed = [what for what, held in checks if not held]
-    notes = [f"{'✓' if held else '✗'} {what}." for what, held in checks]
-    if not reached:
-        return UNDECIDED, "no speeds of the plan's own shapes were measured (06, shapes)", notes
-    if not missed:
-        return HOLDS, "every number is reached", notes
-    return (PART if len(missed) < len(checks) else FAILS), f"missed: {'; '.join(missed)}", notes
+    checks = merges(this) if what == "merge" else []
+    for shape, x in ((key[6:], x) for key, x in timed):
+        (low, high), limit = of_plan(shape, what), Q4_LIMIT / 30  # as 33 MB for the plan's "~30 MB"
+        if what == "megabytes" and not math.isnan(low):
+            size = x["bytes"]["Q4_0"]
+            checks.append((f"{shape}: {size / 1e6:.1f} MB (~{low:g})", size <= limit * low))
+        rows = [row for row in x["rows"] if inference.PHASES.get(row["way"]) == what]
+        if rows and not math.isnan(low):
+            best = max(rows, key=lambda row: row["decode"])
+            speed = f"{shape}, {best['way']}: {best['decode']:,.0f} tokens/s ({low:g}–{high:g})"
+            checks.append((speed, best["decode"] >= low))
+    if not checks:
+        return UNDECIDED, "not run", ""
+    reached = sum(good for _, good in checks)
+    result = HOLDS if reached == len(checks) else FAILS
+    return result, f"{reached} of {len(checks)} reached", "; ".join(words for words, _ in checks)
 
 
 def merges(this: Run) -> list[tuple[str, bool]]:
@@ -277,25 +176,66 @@ def merges(this: Run) -> list[tuple[str, bool]]:
     path, checks = this.out / f"tables/{notebooks.COMPARISON}-merged.csv", []
     for row in pd.read_csv(path, dtype=str).to_dict("records") if path.exists() else []:
         apart, most = (float(row[k]) for k in ("largest logit difference", "of logits up to"))
-        what = f"{row['adapter']} merged: logits up to {most:g} apart by {apart:.1e}, "
-        what += f"{row['weights']} weights, its base {row['weights of the base']}"
+        what = f"{row['adapter']}: logits up to {most:g} apart by {apart:.1e}"
         same = row["weights"] == row["weights of the base"]
         checks.append((what, same and apart <= 1e-4 * most))
     return checks
 
 
-def speeds(shape: str, timed: dict) -> list[tuple[str, bool]]:
-    """Whether the quickest way of each phase of the plan, and the 4-bit file, reach its number."""
-    checks = []
-    for phase in dict.fromkeys(inference.PHASES.values()):
-        rows = [row for row in timed["rows"] if inference.PHASES.get(row["way"]) == phase]
-        low, high = of_plan(shape, phase)
-        if rows and not math.isnan(low):
-            best = max(rows, key=lambda row: row["decode"])
-            what = f"{shape}, {best['way']}: {best['decode']:,.0f} tokens/s on one thread "
-            checks.append((f"{what}(the plan: {low:g}–{high:g})", best["decode"] >= low))
-    size, (low, _) = timed["bytes"]["Q4_0"] / 1e6, of_plan(shape, "megabytes")
-    if not math.isnan(low):
-        limit = Q4_LIMIT / 1e6 * low / 30  # as 33 MB for the plan's "~30 MB"
-        checks.append((f"{shape}, Q4_0: {size:.1f} MB (the plan: ~{low:g})", size <= limit))
-    return checks
+def effects_table(this: Run, tokens: data.Tokens, t: Trial, verdicts: Sequence[Verdict]):
+    """Every effect; where works judge, beside it the seeds' mean on sections, whose works training
+    has read other parts of."""
+    table = verdict.effects_table(verdicts)
+    if t.losses.split == "works" and tokens.confirm and tokens.confirm.known_N.any():
+        losses, document_N = (
+            Losses(this, tokens, "confirm"),
+            token_files.origins(tokens, "confirm")[0],
+        )
+        pairs = (e.pairs for v in verdicts for e in v.effects if e.seeds)
+        values = [verdict.measure(losses, x, document_N).value if x else math.nan for x in pairs]
+        table.insert(table.columns.get_loc("seeds"), "on sections", values)
+    return table
+
+
+def by_source(tokens: data.Tokens, t: Trial, verdicts: Iterable[Verdict]) -> pd.DataFrame:
+    """The effects that are judged, by the source of the text that judges."""
+    document_N, source_D = token_files.origins(tokens, t.losses.split)
+    source_N, rows = np.array(source_D)[document_N], []
+    for e in (e for v in verdicts for e in v.effects if e.role in verdict.JUDGED and e.pairs):
+        each = {s: np.flatnonzero(source_N == s) for s in dict.fromkeys(source_D)}
+        sizes = {s: verdict.measure(t.losses, e.pairs, document_N, at) for s, at in each.items()}
+        rows.append({"effect": e.what} | {s: f"{size}" for s, size in sizes.items()})
+    return pd.DataFrame(rows)
+
+
+def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
+    """Every model that a verdict rests on: what it is, seeds, losses, cost."""
+    rows = []
+    for name, made in comparison.made(this, tokens).items():
+        if name in t.losses:
+            row = {"model": name, "seeds": " ".join(map(str, t.models[name].seeds))}
+            row |= {"development": t.development[name], t.losses.split: known_mean(t.losses[name])}
+            rows.append(row | made)
+    return pd.DataFrame(rows)
+
+
+def show(this: Run, topic: str, verdicts: Sequence[Verdict]) -> None:
+    """A section: a figure of two effects or more, what was not run, what would change our mind."""
+    from IPython.display import Markdown, display
+
+    of_topic = [v for v in verdicts if v.key in TOPICS[topic]["rows"]]
+    effects = [e for v in of_topic for e in v.effects]
+    display(Markdown(f"## {topic}"))
+    nats = (e for e in effects if len(next(iter(e.pairs), ())) < 3)  # a share has its own scale
+    drawn = [e for e in nats if math.isfinite(e.interval.low)]
+    if len(drawn) > 1:
+        title = "; ".join(f"{ROWS[v.key]['claim']}: {v.result}" for v in of_topic[:2])
+        alt = f"{topic}: every effect with its interval"
+        this.figure(of_topic[0].key, plots.effects(drawn, title), alt=alt)
+    missing = "; ".join(e.what for e in effects if not e.seeds)
+    lines = [f"Not run: {missing}."] * bool(missing)
+    if "hard" in ROWS[of_topic[0].key]:
+        found = [record["finding"] for record in common.folder_of(this).of(notebooks.HARD_SET)]
+        lines += [f"02 found: {finding}" for finding in found]
+    lines.append(f"*What would change our mind at 300M:* {TOPICS[topic]['change']}")
+    display(Markdown(" ".join(lines)))

@@ -83,7 +83,7 @@ def ease(tokens: data.Tokens, scores: hard_set.Scores, chosen: hard_set.HardSet,
     found["held"] = lost_N[hard_N].sum() / (lost_N.sum() or 1)
     found["share"] = hard_N.sum() / np.isfinite(difficulty_N).sum()
     teacher_N = np.where(hard_N | rest_N, scores.teacher_loss_N, np.nan)
-    apart = intervals.beyond(teacher_N, hard_N, document_N, AT_ONCE)
+    apart = intervals.beyond(teacher_N[None], hard_N[None], document_N)
     return found | {"kind": words.SENTENCES["kinds"][apart.clear]}
 
 

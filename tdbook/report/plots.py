@@ -182,23 +182,12 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
 
 
 def effects(effects: Sequence[Effect], title: str) -> Figure:
-    """A point and bar over documents, a diamond and bar over seeds, the plan's range as a band."""
-    marks, ends = [], [0]
-    for e in effects:
-        ink, (over_documents, *over_seeds) = ROLES[e.role][0], e.both
-        how = {"plan": e.plan, "note": f"{e.change.value:+.3f}"}
-        marks.append(Mark(e.what, *over_documents, ink, **how))
-        ends += [*over_documents, *(e.plan or ())]
-        for interval in over_seeds:
-            marks.append(Mark(e.what, *interval, ink, "D", filled=False))
-            # the interval of two seeds may be wider than all else: it leaves the axes
-            ends += interval if len(e.seeds) > 2 else interval[:1]
-    keys = [key("documents", GREY), key("seeds", GREY, "D", filled=False)]
+    """A point and bar for the seeds' mean and its interval, the plan's range as a band."""
+    how = [{"ink": ROLES[e.role][0], "plan": e.plan, "filled": e.seeds > 1} for e in effects]
+    pairs = zip(effects, how, strict=True)
+    marks = [Mark(e.what, *e.interval, **x, note=f"{e.interval.value:+.3f}") for e, x in pairs]
     roles = dict.fromkeys(e.role for e in effects)
-    keys += [key(words, ink, "") for ink, words in map(ROLES.get, roles)]
+    keys = [key(words, ink, "") for ink, words in map(ROLES.get, roles)]
+    keys.append(key("one seed", GREY, filled=False))
     keys.append(mpl.patches.Patch(color=PLAN, label="the plan"))
-    figure = forest(title, {"": marks}, "nats (or share); bars: 95 %", keys, line=0)
-    ends = np.array(ends)[np.isfinite(ends)]
-    room = 0.08 * (np.ptp(ends) or 1)
-    figure.axes[0].set_xlim(ends.min() - room, ends.max() + 2 * room)
-    return figure
+    return forest(title, {"": marks}, "nats (or share); bars: 95 %", keys, line=0)

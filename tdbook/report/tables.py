@@ -16,7 +16,6 @@ import yaml
 
 from tdbook.analysis import features, intervals
 from tdbook.analysis.intervals import Interval
-from tdbook.analysis.verdict import Trial
 from tdbook.export import inference
 from tdbook.report import words
 from tdbook.runs import notebooks
@@ -74,12 +73,14 @@ def quality(metrics: dict, resampled: dict, rounding: dict, base, scratch, teach
     return _written("quality", rows)
 
 
-def hard_and_easy(t: Trial, names: Iterable[str]) -> pd.DataFrame:
+def hard_and_easy(losses: Mapping, hard_N, document_N, base: str, resamples: int) -> pd.DataFrame:
     """Each model's loss on the hard and on the other windows, and its change against the base."""
-    rows = {name: {} for name in names}
-    for name, part in itertools.product(rows, ("hard", "easy")):
-        rows[name][f"loss, {part}"] = known_mean(t.losses[name][t.parts[part]])
-        rows[name][f"change, {part}"] = t.change(name, t.base, part)
+    rows = {name: {} for name in losses}
+    for (name, loss_N), easy in itertools.product(losses.items(), (False, True)):
+        part, at_N = ("easy", ~hard_N) if easy else ("hard", hard_N)
+        rows[name][f"loss, {part}"] = known_mean(loss_N[at_N])
+        change = intervals.change(loss_N[at_N], losses[base][at_N], document_N[at_N], resamples)
+        rows[name][f"change, {part}"] = change
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 

@@ -37,8 +37,7 @@ PARAMETERS = {name: row for names, row in TABLE["rules"].items() for name in nam
 SOURCES = {name: (getattr(os.path, how), says) for name, (how, says) in TABLE["given"].items()}
 _ROLES = {role: tuple(names.split()) for role, names in TABLE["roles"].items()}
 VOLATILE, LABELS, TUNED = ({*_ROLES[role]} for role in ("volatile", "labels", "tuned"))
-COMMANDS, OWN, TRIED = (_ROLES[role] for role in ("commands", "own", "tried"))
-ADAPTERS, REPLAYS = _ROLES["adapters"], _ROLES["replays"]
+COMMANDS, OWN = _ROLES["commands"], _ROLES["own"]
 NAME, PLAN = PARAMETERS["run"], TABLE["plan"]
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from bench import intervals as bench
 from tdbook.analysis import intervals
-from tdbook.analysis.intervals import Interval, beyond, change, gap_closed, resampled_means, stretch
+from tdbook.analysis.intervals import Interval, change, resampled_means, stretch
 from tdbook.book import comparison
 from tdbook.corpus import token_files
 from tdbook.report import words
@@ -61,18 +61,6 @@ def test_a_window_without_a_loss_is_left_out_of_every_mean():
     assert value == -1.5 and low < -1.5 < high
 
 
-def test_gap_closed_is_nothing_at_scratch_and_all_at_the_teacher():
-    noise_R = np.random.default_rng(4).normal(0, 0.01, 1000)
-    scratch_R, teacher_R = 5.0 + noise_R, 4.0 + 2 * noise_R
-    assert (gap_closed(scratch_R, scratch_R, teacher_R) == 0).all()
-    assert (gap_closed(scratch_R, teacher_R, teacher_R) == 1).all()
-    half_R = (scratch_R + teacher_R) / 2
-    np.testing.assert_allclose(gap_closed(scratch_R, half_R, teacher_R), 0.5)
-    for gap in (-1.0, 0.0, 0.015):  # not clearly worse: 1.5 deviations at best
-        scratch_R = 4 + gap + noise_R
-        assert np.isnan(gap_closed(scratch_R, scratch_R, np.full(1000, 4.0))).all()
-
-
 @pytest.mark.parametrize(("sizes", "documents"), [([7] * 20, 20), ([9] + [1] * 27, 12)])
 def test_draws_are_stretched_to_students_t_of_the_documents_that_count(sizes, documents):
     """Tables: t is 2.093 with 19 degrees of freedom, 2.201 with 11. 9 and 27 times 1: 36² / 108."""
@@ -89,19 +77,85 @@ def test_one_document_or_a_side_without_a_target_says_nothing_and_infinity_is_re
         change(one_N, one_N, np.arange(4), 100)
     change_N = np.array([0.1, 0.2, np.nan, np.nan])
     for hard_N in (np.array([1, 1, 0, 0]) > 0, np.array([0, 0, 1, 1]) > 0, np.ones(4, bool)):
-        assert np.isnan(beyond(change_N, hard_N, np.arange(4), 100)).all()
-    assert np.isnan(beyond(np.full(4, np.nan), hard_N, np.arange(4), 100)).all()
+        assert np.isnan(intervals.beyond(change_N[None], hard_N[None], np.arange(4))).all()
+    assert np.isnan(intervals.of_seeds(np.full((2, 4), np.nan), np.arange(4))).all()
+    found = intervals.of_seeds(change_N[None], np.zeros(4))
+    assert found.value == pytest.approx(0.15) and np.isnan(found[1:]).all()
+    assert intervals.of_seeds(np.full((2, 4), 0.25), np.arange(4)) == (0.25, 0.25, 0.25)
+    with pytest.raises(ValueError, match="a loss is infinite"):
+        intervals.of_seeds(one_N[None], np.arange(4))
+
+
+def by_hand(change_SN: np.ndarray, documents: list, counts: list) -> tuple[float, float, float]:
+    """Mean and interval of seeds' differences, in loops; `counts`: what each document tells."""
+    known = [i for i in range(len(documents)) if not any(math.isnan(row[i]) for row in change_SN)]
+    seeds = [sum(float(row[i]) for i in known) / len(known) for row in change_SN]
+    mean, s, d = sum(seeds) / len(seeds), len(seeds), len(counts)
+    a = sum((x - mean) ** 2 for x in seeds) / (s - 1) / s if s > 1 else 0.0
+    residuals = dict.fromkeys((documents[i] for i in known), 0.0)
+    for i in known:
+        residuals[documents[i]] += sum(float(row[i]) for row in change_SN) / s - mean
+    b = d / (d - 1) * sum(x**2 for x in residuals.values()) / len(known) ** 2
+    n = sum(counts) ** 2 / sum(x**2 for x in counts)
+    freedom = (a + b) ** 2 / ((a**2 / (s - 1) if s > 1 else 0) + b**2 / (n - 1))
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(a + b)
+    return mean, mean - half, mean + half
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_the_seeds_mean_has_one_interval_of_seeds_and_documents(seeds):
+    """Of unequal documents, some windows of which a seed does not know."""
+    rng = np.random.default_rng(seeds)
+    sizes = rng.integers(1, 9, 12)
+    document_N = np.repeat(np.arange(12) * 3, sizes)
+    for noise in (0.0, 0.02, 1.0):  # of the seeds, beside that of documents
+        change_SN = rng.normal(0, 0.1, (seeds, sizes.sum())) + noise * rng.normal(size=(seeds, 1))
+        change_SN += rng.normal(-0.1, 0.2, 12).repeat(sizes)
+        change_SN[rng.integers(seeds), [3, 7]] = np.nan
+        found, left = intervals.of_seeds(change_SN, document_N), np.delete(document_N, [3, 7])
+        wanted = by_hand(change_SN, document_N.tolist(), np.unique(left, return_counts=True)[1])
+        assert found == pytest.approx(wanted, rel=1e-9)
+        order = rng.permutation(len(document_N))
+        turned = intervals.of_seeds(-change_SN[::-1, order], document_N[order])
+        assert turned == pytest.approx((-found[0], -found[2], -found[1]))
+
+
+def test_the_share_of_a_gap_has_the_delta_methods_interval_and_needs_a_gap():
+    """Variances and covariances of seeds and of documents, by hand; one window a document."""
+    rng, d, s = np.random.default_rng(5), 40, 4
+    base_SN = rng.normal(5, 0.3, d) + rng.normal(0, 0.02, (s, d)) + rng.normal(0, 0.02, (s, 1))
+    won_SN, gap_SN = rng.normal(0.1, 0.1, (s, d)), rng.normal(0.4, 0.1, (s, d))
+    one_SN, rival_SN = base_SN - won_SN, base_SN - gap_SN
+    share = won_SN.mean() / gap_SN.mean()
+
+    def variance(cov_22: np.ndarray) -> float:
+        return (
+            cov_22[0, 0] - 2 * share * cov_22[0, 1] + share**2 * cov_22[1, 1]
+        ) / gap_SN.mean() ** 2
+
+    a = variance(np.cov(won_SN.mean(1), gap_SN.mean(1))) / s
+    b = variance(np.cov(won_SN.mean(0), gap_SN.mean(0))) / d
+    freedom = (a + b) ** 2 / (a**2 / (s - 1) + b**2 / (d - 1))
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(a + b)
+    found = intervals.gap_share(base_SN, one_SN, rival_SN, np.arange(d))
+    assert found == pytest.approx((share, share - half, share + half))
+    whole = intervals.gap_share(base_SN, rival_SN, rival_SN, np.arange(d))
+    assert whole == pytest.approx((1, 1, 1))
+    for gone in (base_SN + 0.1, base_SN + rng.normal(0, 0.5, (s, d))):  # worse, or not clear
+        assert np.isnan(intervals.gap_share(base_SN, one_SN, gone, np.arange(d))).all()
 
 
 def test_hard_beyond_easy_has_students_t_interval_of_the_documents_differences():
-    """Of a document one window is hard and one is easy."""
-    apart_D = np.random.default_rng(3).normal(0.1, 0.2, 60)
-    easy_D = np.random.default_rng(4).normal(0, 1, 60)
-    change_N, hard_N = np.stack([easy_D + apart_D, easy_D], 1).ravel(), np.tile([True, False], 60)
-    found = beyond(change_N, hard_N, np.repeat(np.arange(60), 2), 2000)
-    low, high = stats.t.interval(0.95, 59, apart_D.mean(), stats.sem(apart_D))
-    assert found.value == pytest.approx(apart_D.mean())
-    assert found[1:] == pytest.approx((low, high), abs=0.08 * (high - low))
+    """Of a document one window is hard and one easy; of three seeds the second picks the other."""
+    rng = np.random.default_rng(3)
+    apart_SD, easy_SD = rng.normal(0.1, 0.2, (3, 60)), rng.normal(0, 1, (3, 60))
+    value_SN = np.stack([easy_SD + apart_SD, easy_SD], 2).reshape(3, -1)
+    part_SN = np.tile([True, False], (3, 60))
+    value_SN[1], part_SN[1] = value_SN[1].reshape(-1, 2)[:, ::-1].ravel(), ~part_SN[1]
+    document_N = np.repeat(np.arange(60), 2)
+    for seeds in (slice(1, 2), slice(None)):
+        found = intervals.beyond(value_SN[seeds], part_SN[seeds], document_N)
+        assert found == pytest.approx(by_hand(apart_SD[seeds], list(range(60)), [1] * 60))
 
 
 def test_95_percent_intervals_cover_the_truth_in_95_of_100_cases():
@@ -123,8 +177,7 @@ def two(tmp_path, monkeypatch):
     (tmp_path / "scores/val").mkdir(parents=True)
     for name, loss_N in losses.items():
         np.save(tmp_path / f"scores/val/{name}.npy", np.where(known_N, loss_N, np.float32("nan")))
-    this = SimpleNamespace(out=tmp_path, run="x", path=tmp_path.joinpath)
-    this.parameters = {"seed": 1, "resamples": 500}
+    this = SimpleNamespace(out=tmp_path, run="x", path=tmp_path.joinpath, parameters={})
     monkeypatch.setattr(token_files, "origins", lambda tokens, split: (document_N, []))
     return this, {n: x[known_N] for n, x in losses.items()}, document_N[known_N], known_N
 
@@ -132,11 +185,9 @@ def two(tmp_path, monkeypatch):
 def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two):
     this, left, document_N, known_N = two
     found, where_N = comparison.difference(this, "a", "b", None)
-    pair_2N = np.stack([left["a"], left["b"]]).astype(float)
-    drawn_R2 = resampled_means(pair_2N, document_N, 500, seed=1)
-    ends = intervals.interval(drawn_R2[:, 0] - drawn_R2[:, 1])
-    assert found.value == pytest.approx(float(np.subtract(*pair_2N).mean()), abs=1e-6)
-    assert found[1:] == pytest.approx(ends)
+    change_N = np.subtract(left["a"], left["b"], dtype=float)
+    counts = np.unique(document_N, return_counts=True)[1]
+    assert found == pytest.approx(by_hand(change_N[None], document_N.tolist(), counts))
     end = f"one seed; {120 - known_N.sum()} of 120 windows have no target and are left out."
     assert words.difference("A", "B", found, where_N).endswith(end)
 

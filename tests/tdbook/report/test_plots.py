@@ -49,7 +49,7 @@ def panel(ax) -> dict[str, object]:
 def test_a_figures_title_rows_points_and_bars_are_those_of_its_arrays(case):
     first, *others = case["given"]
     if case["figure"] == "effects":
-        first = [Effect(**row | {"change": Interval(*row["change"])}) for row in first]
+        first = [Effect(**row | {"interval": Interval(*row["interval"])}) for row in first]
     figure = getattr(plots, case["figure"])(first, *others)
     assert title(figure) == case["title"]
     for ax, wanted in zip(figure.axes, case.get("panels", ()), strict=False):

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tdbook.analysis.intervals import Interval
-from tdbook.analysis.verdict import Trial
 from tdbook.report import tables
 from tdbook.runs import heartbeat
 from tdlib.shapes import SHAPES, LlamaConfig
@@ -79,9 +78,7 @@ def test_sizes_are_those_of_the_facts():
 def test_hard_and_easy_are_means_of_their_windows_and_changes_against_the_base():
     losses = {"base": np.array([4.0, 2, 6, 2]), "adapter": np.array([3.0, 3, 5, 2])}
     hard_N = np.array([True, False, True, False])
-    others = dict(scratch="", teacher="", picked_by="", resamples=200)
-    t = Trial({}, losses, hard_N, np.array([0, 0, 1, 1]), "base", **others)
-    parts = tables.hard_and_easy(t, losses)
+    parts = tables.hard_and_easy(losses, hard_N, np.array([0, 0, 1, 1]), "base", 200)
     assert parts.loc["base"].tolist() == [5, (0, 0, 0), 2, (0, 0, 0)]
     hard, hard_change, easy, easy_change = parts.loc["adapter"]
     # both documents gain 1 on their hard window; one loses 1 on its easy window, one nothing
@@ -101,14 +98,14 @@ def test_numbers_are_written_with_their_units_beside_the_plans(table):
 
 
 def test_a_sweep_is_listed_best_first():
-    point = {"all": Interval(0.1, 0, 0.2), "hard": Interval(0), "easy": Interval(0)}
+    point = {"change": Interval(0.1, 0, 0.2)}
     rows = [point | {"point": f"p{s}", "varied": {"rank": rank, "seed": s}, "loss": loss,
                      "kl": 0.5, "minutes": 2}
             for rank, s, loss in ((16, 1, 4.2), (4, 1, 4.1), (4, 2, 4.0))]  # fmt: skip
     table = tables.sweep(rows, "03_lora").to_dict("list")
     assert table["point"] == ["p2", "p1", "p1"] and table["loss"] == ["4.000", "4.100", "4.200"]
     assert table["rank"] == ["4", "4", "16 *"]  # as the plan has it
-    assert table["all text"][0] == "+0.100 [+0.000, +0.200]"
+    assert table["loss − base's"][0] == "+0.100 [+0.000, +0.200]"
 
 
 def test_the_likeliest_pieces_are_those_of_the_model(tokenizer):

@@ -127,7 +127,7 @@ def test_no_word_that_others_gave_is_in_any_published_byte(folder, name):
     assert [path for path in found if path.endswith(".html")] == ["07_evidence.html", "index.html"]
     whole = {str(path.relative_to(folder)) for path in folder.glob("[tf]*/07_evidence-*")}
     assert whole and whole <= found.keys()
-    assert "the confirmation text" in found["07_evidence.html"]
+    assert "Judged on whole works of which no training" in found["07_evidence.html"]
     manifest = read(place / "manifest.json")
     assert manifest["text"] == "given, not shown"
     assert "04_merge_eval.html: shows text that was given to the book" in manifest["left_out"]
