@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import features, intervals, verdict
+from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import FAILS, HOLDS, ROWS, TOPICS, UNDECIDED, Effect, Trial, Verdict
 from tdbook.book import common, comparison
 from tdbook.book.comparison import WORDS
@@ -26,6 +27,13 @@ from tdbook.runs.units import Q4_LIMIT, of_plan
 from tdlib import data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
+
+LENGTH = {"token_limit"}  # in which the ends of one training differ
+WAYS = [
+    f"best {what} on {which}" for what in ("adapter", "weights") for which in ("hard", "random")
+]
+WAYS.append("the longer training")
+SHORT = ("adapter on hard", "adapter on random", "the longer training")  # of the sentence
 
 
 def split_of(tokens: data.Tokens) -> str:
@@ -104,6 +112,50 @@ def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[Verdict]:
         else:
             verdicts.append(t.judged(key))
     return verdicts
+
+
+def maturity(t: Trial) -> list[dict]:
+    """What each way to go on wins back, of the base's loss and of the gap to the largest student of
+    as many tokens, for bases that are ends of one training; the seeds' mean of each."""
+    base, rows = t.models[t.base], []
+    ends = (m for m in t.models.values() if m.seeds == base.seeds and base.same_but(m, LENGTH))
+    for end in sorted(ends, key=lambda m: m.tokens):
+        at = replace(t, base=end.name)
+        for way in WAYS if t.arms(end) else ():
+            gain = at.effect(f"{way} − its base")
+            share = at.effect(["its base", way, "student-120m"])
+            row = {"million tokens": f"{end.tokens / 1e6:.3g}", "way": way.removeprefix("best ")}
+            rows.append(row | {"gain": gain, "share": share})
+    return rows
+
+
+def maturity_table(rows: Sequence[dict]) -> pd.DataFrame:
+    table = []
+    for row in rows:
+        gain, share = row.pop("gain"), row.pop("share")
+        percent = Interval(*(100 * x for x in share.interval))
+        row |= {"loss − the base's": f"{gain.interval}" if gain.seeds else "not run"}
+        row |= {"share of the gap, %": f"{percent:.1f}" if share.seeds else "not run"}
+        table.append(row | {"seeds": f"{gain.seeds}; {share.seeds}"})
+    return pd.DataFrame(table)
+
+
+def centre(this: Run, rows: Sequence[dict]) -> str:
+    """The plan's centre in one sentence, and its figure: the share of the gap, percent."""
+    shares: dict[str, dict[str, Interval]] = {}
+    for row in (row for row in rows if row["share"].seeds):
+        percent = Interval(*(100 * x for x in row["share"].interval))
+        shares.setdefault(f"{row['million tokens']} million tokens", {})[row["way"]] = percent
+    told = []
+    for length, ways in shares.items():
+        known = (f"{ways[way].value:.1f} % by {way}" for way in SHORT if way in ways)
+        told.append(f"after {length} {', '.join(known)}")
+    if not told:
+        return "No base of several lengths has an adapter here."
+    answer = f"Of the gap from 50M to 120M is won back: {'; '.join(told)}."
+    figure = plots.maturity(shares, "What wins back how much of the gap from 50M to 120M?")
+    this.figure("maturity", figure, alt="Share of the gap to 120M, by tokens of the base and way")
+    return answer
 
 
 def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> dict[str, list[Effect]]:

@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from tdbook.analysis import intervals
+from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import Effect
 from tdbook.runs.units import minus
 
@@ -179,6 +180,15 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
         marks.append(Mark(n, loss[n], *intervals.interval(resampled[n]), **how))
     x = "validation loss (nats per token; bars: 95 %)"
     return forest(title, {"": marks}, x, line=loss.get(teacher))
+
+
+def maturity(shares: Mapping[str, Mapping[str, Interval]], title: str) -> Figure:
+    """Which share of a gap each way closes, percent; a panel a length of the base's training."""
+    panels = {}
+    for length, ways in shares.items():
+        looks = ((way, x, look(way)["ink"]) for way, x in ways.items())
+        panels[length] = [Mark(w, *x, ink=ink, note=f"{x.value:.1f}") for w, x, ink in looks]
+    return forest(title, panels, "share of the gap to 120M that is closed, %; bars: 95 %", line=0)
 
 
 def effects(effects: Sequence[Effect], title: str) -> Figure:

@@ -10,7 +10,7 @@ import pytest
 
 from tdbook.analysis import intervals, verdict
 from tdbook.analysis.verdict import ROLES, ROWS, Trial
-from tdbook.book import comparison
+from tdbook.book import comparison, evidence
 from tests.tdbook.analysis.test_judge import CASES
 
 T1 = ("distilled_t1", "effect"), ("distilled_t1", "cost")
@@ -272,3 +272,41 @@ def test_a_picker_that_is_judged_and_a_teacher_that_is_hardly_better_are_said_fi
         assert ("This trial means little" in first) == little and f"{lag:+.3f} [" in first
         line = comparison.headline(t, [t.judged(key) for key in comparison.JUDGED])
         assert line.startswith("⚠ This trial") == little
+
+
+def test_each_way_to_go_on_is_told_by_how_much_the_base_has_learnt():
+    """A base of 1 and of 2 million tokens, five seeds, rivals of three: an adapter on hard windows
+    closes a tenth of the gap, then nothing; the seed that chooses knows another rate to be best."""
+    begun, means, records = dict(schedule="wsd", init="teacher", temperature=1.0), {}, [*CORE]
+    means = {name: 5.0 for record in CORE for name in record["models"]}
+
+    def add(record: dict, name: str, mean: float, tokens: int) -> None:
+        record["remembered"] = {f"log of {name}": [{"tokens": tokens}]}
+        records.append(record)
+        means[name + "-merged" * (record["notebook"] == "03_lora")] = mean
+
+    for seed, million in itertools.product((1, 2, 3, 4, 5, 6), (1, 2)):
+        base, tokens = f"w{seed}-{million}", million * 1_000_000
+        level = 4.5 - 0.2 * million + 0.01 * seed
+        add(distilled(base, seed, **begun), base, level, tokens)
+        if seed in (1, 3, 4):
+            large = f"big{seed}-{million}"
+            add(distilled(large, seed, shape="student-120m", **begun), large, level - 0.4, tokens)
+        for windows, rate in itertools.product(("hard", "random"), (1e-3, 1e-2)):
+            name = f"{windows}{seed}-{million}-{rate:g}"
+            gain = {"hard": 0.04, "random": 0.02}[windows] * (million == 1) * (rate < 5e-3)
+            arm = replayed(name, seed, base=base, windows=windows, learning_rate=rate)
+            add(arm, name, level - gain, 300)
+    development = {name: mean if "-0.001" in name else 9 for name, mean in means.items()}
+    t = of(records, means, base="w1-2", picked_by="w2-2", development=development)
+    rows = {(r["million tokens"], r["way"]): r for r in evidence.maturity(t)}
+    assert len(rows) == 10 and rows["1", "weights on hard"]["share"].seeds == 0
+    wanted = {("1", "adapter on hard"): (-0.04, 0.1), ("1", "adapter on random"): (-0.02, 0.05)}
+    wanted |= {("2", "adapter on hard"): (0, 0), ("1", "the longer training"): (-0.2, 0.5)}
+    for place, (gain, share) in wanted.items():
+        row = rows[place]
+        assert row["gain"].interval.value == pytest.approx(gain, abs=1e-9), place
+        assert row["share"].interval.value == pytest.approx(share, abs=1e-9), place
+        assert (row["gain"].seeds, row["share"].seeds) == (5, 3)
+    told = evidence.maturity_table([*rows.values()])
+    assert told["share of the gap, %"][0].startswith("+10.0 [") and told["seeds"][0] == "5; 3"
