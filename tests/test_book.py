@@ -24,7 +24,7 @@ from tdlib import hard_set
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
-MODELS = "teacher 50m 50m-scratch 50m-seed2 50m-sliced 50m-on 50m-four-bits 150m 75m 75m-direct"
+MODELS = "teacher 50m 50m-scratch 50m-seed2 50m-sliced 50m-sliced-2k 50m-on 50m-four-bits 150m 75m 75m-direct"
 MODELS = MODELS.split()
 MERGED = ["50m-hard-merged", "50m-random-merged"]
 
@@ -64,7 +64,7 @@ def soup_of(path: Path) -> BeautifulSoup:
 
 
 def log_of(record: dict) -> list[dict]:
-    (log,) = (log for key, log in record["remembered"].items() if key.startswith("log"))
+    *_, log = (log for key, log in record["remembered"].items() if key.startswith("log"))
     return log
 
 
@@ -150,7 +150,7 @@ def test_the_table_of_04_says_what_each_model_is_and_what_it_cost(out, results):
     made = table_of(out, "04_merge_eval-made")
     assert {*made.index} == {*weights.index}
     said = {"teacher": "the teacher", "50m": "distilled", "50m-scratch": "from scratch"}
-    said |= {"50m-sliced": "distilled, begun from the teacher"}
+    said |= dict.fromkeys(["50m-sliced", "50m-sliced-2k"], "distilled, begun from the teacher")
     said |= {"50m-four-bits": "scales on all windows, rounded to four bits"}
     said |= dict(zip(MERGED, ["adapter on hard windows", "adapter on random windows"], strict=True))
     assert made["made"][[*said]].to_dict() == said

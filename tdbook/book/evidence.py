@@ -24,11 +24,10 @@ from tdbook.report import plots, tables
 from tdbook.runs import hashes, notebooks
 from tdbook.runs.running import Run
 from tdbook.runs.units import Q4_LIMIT, of_plan
-from tdlib import data, evaluate, lora
+from tdlib import checkpoint, data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
-LENGTH = {"token_limit"}  # in which the ends of one training differ
 WAYS = [
     f"best {what} on {which}" for what in ("adapter", "weights") for which in ("hard", "random")
 ]
@@ -118,7 +117,11 @@ def maturity(t: Trial) -> list[dict]:
     """What each way to go on wins back, of the base's loss and of the gap to the largest student of
     as many tokens, for bases that are ends of one training; the seeds' mean of each."""
     base, rows = t.models[t.base], []
-    ends = (m for m in t.models.values() if m.seeds == base.seeds and base.same_but(m, LENGTH))
+    ends = (
+        m
+        for m in t.models.values()
+        if m.seeds == base.seeds and base.same_but(m, {*checkpoint.LENGTH})
+    )
     for end in sorted(ends, key=lambda m: m.tokens):
         at = replace(t, base=end.name)
         for way in WAYS if t.arms(end) else ():
