@@ -24,8 +24,8 @@ from tdlib import hard_set
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
-MODELS = "teacher 50m 50m-scratch 50m-seed2 50m-sliced 50m-sliced-2k 50m-on 50m-four-bits 150m 75m 75m-direct"
-MODELS = MODELS.split()
+MODELS = "teacher 50m 50m-scratch 50m-seed2 50m-sliced 50m-sliced-2k 50m-on 50m-four-bits"
+MODELS = f"{MODELS} 150m 75m 75m-direct".split()
 MERGED = ["50m-hard-merged", "50m-random-merged"]
 
 
