@@ -7,7 +7,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from tdbook.analysis import intervals, probes
+from tdbook.analysis import intervals
 from tdbook.corpus import token_files
 from tdbook.export import cards, inference, model_tokenizer
 from tdbook.runs import notebooks, units
@@ -97,20 +97,13 @@ def file_costs(folder: Path, paths: dict, tokens: data.Tokens, count: int, teach
     return rows
 
 
-def probe(this: Run, name: str, items: dict[str, list[probes.Item]]) -> dict[str, str]:
-    """Of each probe's items which a model has right, a 0 or 1 each."""
-    out, model = folder_of(this).place(name)
-    net = Llama.load(out / "models" / model, this.device)
-    return {key: probes.right(net, of, this.device) for key, of in items.items()}
-
-
 def samples(net: Llama, tokens: data.Tokens, count: int = 3, length: int = 0) -> list[str]:
     """Texts after the beginnings of validation windows, the same for every model, half a window
     long. Drawn by a generator of their own: training draws the same numbers with and without."""
     t, texts = tokens.context, []
     for i, window in enumerate(w for w in (1, 5, 9)[:count] if w < len(tokens.val)):
-        ids, how = tokens.val.ids[window * t :][: inference.PROMPT].tolist(), inference.TEMPERATURE
-        new = generate.generate(net, ids, length or t // 2, temperature=how, seed=i)
+        ids = tokens.val.ids[window * t :][:8].tolist()
+        new = generate.generate(net, ids, length or t // 2, temperature=0.8, seed=i)
         prompt, whole = (tokens.tokenizer.decode(x) for x in (ids, [*ids, *new]))
         texts.append(f"{prompt} ▸ {whole[len(prompt) :].strip()}")
     return texts

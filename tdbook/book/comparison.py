@@ -1,7 +1,6 @@
 """The calls of 04, 05 and 07: all models of a folder side by side, and 04's verdict in words."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -93,13 +92,16 @@ def trial(this: Run, losses: Mapping, document_N: np.ndarray, **more) -> Trial:
 
 
 def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> dict[str, dict]:
-    """Per model one generated text and how much such texts repeat themselves."""
-    p, columns = this.parameters, {}
+    """Per model one generated text and how much twenty of them repeat themselves."""
+    p, t, columns = this.parameters, tokens.context, {}
+    new, rows = min(p["sample_tokens"], t - 8), evaluate.fixed_rows(tokens.val, 20)
+    prompts = [tokens.val.ids[i * t :][:8].tolist() for i in rows]
     for name in names:
         net = Decoder(Llama.load(this.path("models", name), this.device))
-        way = partial(generate.generate, net)
-        first, row = inference.drawn(way, tokens.val, p["sample_tokens"], p["seed"])
-        columns[name] = {"text": tokens.tokenizer.decode(first)} | row
+        seeded = enumerate(prompts, start=p["seed"])
+        texts = [generate.generate(net, x, new, temperature=0.8, seed=seed) for seed, x in seeded]
+        first = tokens.tokenizer.decode(prompts[0] + texts[0])
+        columns[name] = {"text": first} | inference.repetition(texts)
     return columns
 
 

@@ -29,7 +29,6 @@ PHASES |= {"Q4_0": "phase2", "Q4_0_DEFAULT": "phase2"}
 FLOAT, IN_INT8 = "PyTorch float32", "PyTorch INT8"
 WAYS = {FLOAT: KV, IN_INT8: INT8}  # format → way; a file's has its name
 FORMS = {"loss": ".4f", "kl": ".4f", "agreement": ".1%", "acceptance": ".2%"}  # of qualities
-TEMPERATURE, PROMPT, TEXTS = 0.8, 8, 20  # the one way to draw texts, see `drawn`
 LEAST_S = 0.05  # that is timed at once: a clock's own step and a neighbour's burst are small in it
 Write = Callable[[Sequence[int], int], list[int]]  # prompt, how many new ids → those
 
@@ -212,19 +211,11 @@ def read_bandwidth() -> float:
 
 
 def repetitions(write: dict[str, Write], windows: data.Windows, tokens: int) -> dict[str, dict]:
-    """Way of a format → repetition of what it draws."""
+    """Way of a format → repetition of ten texts of so many tokens."""
+    starts = evaluate.fixed_rows(windows, 10) * windows.context
+    prompts = [windows.ids[i:][:8].tolist() for i in starts]
     ways = {name: way for name, way in write.items() if name not in (RAW, COMPILED)}
-    return {name: drawn(way, windows, tokens)[1] for name, way in ways.items()}
-
-
-def drawn(write: Write, windows: data.Windows, tokens: int, seed: int = 0) -> tuple[list, dict]:
-    """TEXTS texts of so many tokens, or what the context holds, from the whole distribution at
-    TEMPERATURE after PROMPT tokens: the first with its prompt; how much all repeat, and the way."""
-    prompts = windows.batch(evaluate.fixed_rows(windows, TEXTS))[0][:, :PROMPT].tolist()
-    new, way = min(tokens, windows.context - PROMPT), partial(write, temperature=TEMPERATURE)
-    texts = [way(ids, new, seed=seed + i) for i, ids in enumerate(prompts)]
-    told = {"drawn": f"drawn at T {TEMPERATURE}, {new} tokens after {PROMPT}"}
-    return prompts[0] + texts[0], repetition(texts) | told
+    return {name: repetition([way(ids, tokens) for ids in prompts]) for name, way in ways.items()}
 
 
 def repetition(texts: list[list[int]]) -> dict[str, float]:

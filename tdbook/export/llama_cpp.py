@@ -182,8 +182,8 @@ class Model:
             new = [token]
             yield token
 
-    def generate(self, ids: Sequence[int], tokens: int, temperature=0.0, seed=0) -> list[int]:
-        return list(self.stream(ids, tokens, temperature, seed))
+    def generate(self, ids: Sequence[int], tokens: int) -> list[int]:
+        return list(self.stream(ids, tokens))
 
     def tokenize(self, text: str) -> list[int]:
         """The file's own ids of raw text, without special tokens. ValueError: it makes none."""

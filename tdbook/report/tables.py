@@ -137,26 +137,6 @@ def texts(by_model: dict[str, dict]) -> pd.DataFrame:
     return _written("texts", [row | {"text": row["text"].replace("\n", " ¶ ")} for row in rows])
 
 
-def grammar(items: dict, right: dict, base: str, teacher: str, resamples: int) -> tuple:
-    """Of probes' items what each model has right (common.probe): shares with 95 % intervals over
-    pairs and over documents, and changes against `base`, paired; and the pairs by kind."""
-    groups = {key: np.array([item.group for item in of]) for key, of in items.items()}
-    right = {n: {key: np.array([*x], float) for key, x in of.items()} for n, of in right.items()}
-    rows, kind_I = [], groups["pairs"]
-    for name, of in right.items():
-        row, pairs = {"model": name, "base": base, "teacher": teacher}, of["pairs"]
-        for key, unit_I in (groups | {"pairs": np.arange(len(kind_I))}).items():
-            against = (0 * of[key], right[base][key])
-            changes = (intervals.change(of[key], x, unit_I, resamples) for x in against)
-            share, change = (f"{x:.1%}".replace("undefined", "–") for x in changes)
-            change = "baseline" if name == base else change
-            row |= {key: share.replace("+", ""), f"{key}_change": change}
-        row |= {kind: known_mean(pairs[kind_I == kind]) for kind in np.unique(kind_I)}
-        agreed = known_mean(pairs[right[teacher]["pairs"] > 0])
-        rows.append(row | {"all": known_mean(pairs), "agreed": agreed})
-    return _written("grammar", rows), _written("kinds", rows)
-
-
 def kept_and_lost(rows: Iterable[Mapping], base: str, teacher: str) -> pd.DataFrame:
     """Per kind of token: the teacher's loss, how far the base is behind it, and its retention."""
     written = []

@@ -1,7 +1,5 @@
 """Generation against full forwards of transformers' Llama, and draws against float64 by hand."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -13,7 +11,7 @@ from tdbook.export.decoder import Decoder
 from tdlib import generate
 from tdlib.data import EOS
 from tdlib.generate import Sampling
-from tests.helpers import refused, some_windows, tiny_model
+from tests.helpers import refused, tiny_model
 from tests.tdlib.test_model import CASES, tiny, twin
 
 V, CONTEXT = 97, 48
@@ -147,13 +145,3 @@ def test_repetition_by_hand():
     assert found["repeated_4grams"] == 2 / 7
     assert found["distinct_2grams"] == 4 / 11  # 12 23 34 41 among 8 + 3
     assert all(np.isnan(list(inference.repetition([[1], []]).values())))
-
-
-def test_texts_whose_repetition_counts_are_drawn_at_0_8_after_eight_tokens(model):
-    windows = some_windows(count=99)
-    starts = np.linspace(0, 98, 20).round().astype(int) * 12
-    prompts, how = [windows.ids[i : i + 8].tolist() for i in starts], dict(temperature=0.8)
-    texts = [generate.generate(model, x, 4, **how, seed=3 + i) for i, x in enumerate(prompts)]
-    first, row = inference.drawn(partial(generate.generate, model), windows, 48, seed=3)
-    assert first == prompts[0] + texts[0] and row.pop("drawn") == "drawn at T 0.8, 4 tokens after 8"
-    assert row == inference.repetition(texts)
