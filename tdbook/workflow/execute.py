@@ -87,6 +87,7 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     heartbeat.write_state(out, run, "running", message="starting")
     os.environ[heartbeat.DIE_WITH] = str(os.getpid())
     stopping = _stop_on_signals(out, run)
+    threading.Thread(target=_show_progress, args=(out, run), daemon=True).start()
     try:
         papermill.execute_notebook(*paths, given, **how)
     except papermill.PapermillExecutionError as error:
@@ -102,6 +103,13 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
         with contextlib.suppress(FileNotFoundError):  # no kernel, nothing written
             os.replace(beside, out / f"{run}.ipynb")
     return None
+
+
+def _show_progress(out: Path, run: str) -> None:
+    time.sleep(15)
+    while (state := heartbeat.state(out, run))["state"] == "running":
+        print(f"{run} · {heartbeat.progress(state)}", flush=True)
+        time.sleep(15)
 
 
 def _stop_on_signals(out: Path, run: str) -> threading.Event:
