@@ -57,7 +57,6 @@ def _paths(patterns: str, values: dict) -> list[str]:
     paths = []
     for pattern in patterns.split():
         names = [values.get(parameter, "").split() for parameter in re.findall("{(.*?)}", pattern)]
-        paths += [
-            re.sub("{.*?}", "{}", pattern).format(*each) for each in itertools.product(*names)
-        ]
+        plain = re.sub("{.*?}", "{}", pattern)
+        paths += [plain.format(*each) for each in itertools.product(*names)]
     return paths

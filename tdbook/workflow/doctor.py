@@ -42,7 +42,7 @@ def examine(pairs: dict[str, str]) -> int:
     for t in (t for work in of.works for t in work.trainings):
         shapes = (t.student, t.teacher, t.rank, t.parameters["compile"])
         if shapes not in tried:
-            checks[f"two steps of {Path(t.path).name}"] = (_alone, t, device, of.tokens)
+            checks[f"two steps of {Path(t.path).name}"] = (_alone, t, device)
         tried.add(shapes)
     for what, (check, *about) in checks.items():
         try:
@@ -79,11 +79,11 @@ def _tokens(of: plan.Asked) -> str:
     return of.size.source
 
 
-def _alone(t: Training, device: str, tokens: Path | None) -> str:
+def _alone(t: Training, device: str) -> str:
     """Two steps in a process of its own, which the system may end."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            return pool.submit(two_steps, t, device, tokens).result()
+            return pool.submit(two_steps, t, device).result()
         except (BrokenProcessPool, torch.OutOfMemoryError):
             remedy = "fewer micro_windows, activation_checkpointing: true, or a larger machine"
             raise ValueError(f"memory ran out, or the process was killed: {remedy}") from None
@@ -101,8 +101,8 @@ def attention_gap(c: LlamaConfig, windows: int, device: str, kernels=(FLASH, CUD
     return max(float(torch.dist(a, b) / a.norm()) for a, b in zip(*found, strict=True))
 
 
-def two_steps(t: Training, device: str, tokens: Path | None) -> str:
-    """Two steps, as train.fit makes them in the book; what they took."""
+def two_steps(t: Training, device: str) -> str:
+    """Two steps on random ids, as train.fit makes them in the book; what they took."""
     if (priority := Path("/proc/self/oom_score_adj")).exists():
         priority.write_text("1000")  # where memory runs out, the system ends this process first
     torch.manual_seed(0)
@@ -112,17 +112,14 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
     if rounded := into_four_bits(t.parameters):
         quantize.attach(student, t.parameters.get("trains") == "scales")
     context, ended, gpu = t.student.context, [], torch.cuda.is_available()
-    if tokens:
-        windows = token_files.open_tokens(tokens).train
-    else:
-        ids = np.random.default_rng(0).integers(0, t.student.vocab_size, 2 * context + 1)
-        windows = data.Windows(ids.astype(np.uint32), context)
     own = t.parameters | {"temperature": t.parameters.get("temperature") or 1.0}
     recipe = train.recipe(own | ({} if teacher else {"ce_weight": 1.0}))
     # another shape than the training's would be compiled anew; a CPU would take minutes for it
     each = (gpu and min(recipe.micro_windows, recipe.batch_tokens // context)) or 1
     recipe = replace(recipe, batch_tokens=each * context, epochs=1.0, token_limit=0)
     recipe = replace(recipe, four_bit_share=float(rounded))
+    ids = np.random.default_rng(0).integers(0, t.student.vocab_size, 2 * each * context + 1)
+    windows = data.Windows(ids.astype(np.uint32), context)
     gap = attention_gap(t.student, each, device) if gpu else 0.0
     if not gap < APART and os.environ.get(machine.FLASH_FIRST) != "1":  # NaN is not below
         remedy = f"export {machine.FLASH_FIRST}=1 before the night"
@@ -133,9 +130,8 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
             torch.cuda.synchronize()
         ended.append(time.monotonic())
 
-    more = {"rows": np.arange(2 * each) % len(windows), "device": device, "progress": tick}
-    log = train.fit(student, windows, recipe, teacher=teacher, **more)
+    log = train.fit(student, windows, recipe, teacher=teacher, device=device, progress=tick)
     if not math.isfinite(loss := log[-1].get("train/loss", math.nan)):
-        raise ValueError(f"the loss is {loss}: look at the tokens")
+        raise ValueError(f"the loss is {loss}: try compile: false, and device: cpu")
     peak = machine.peak_memory_mib() * 2**20
     return f"{ended[1] - ended[0]:.2g} s a step, windows: {each}, {units.si(peak, 'B')} at most"

@@ -200,17 +200,11 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
 def book(
     profile: str, out: Path | None = None, values: dict | None = None, paths: bool = True
 ) -> list[BookRun]:
-    """The runs of params/<profile>, checked. `values` are those of the command line."""
+    """The runs of params/<profile>, checked: the first that cannot be meant stops it. `values` are
+    those of the command line."""
     place = {"out": str(out)} if out else {}
     own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
-    checked, problems = {}, {}  # one that several runs have is said of the first
-    for path, more in own.items():
-        try:
-            checked[path] = check_yaml(path, place | more, paths)
-        except ParameterError as error:
-            for line in str(error).splitlines():
-                problems.setdefault(line.partition(": ")[2], line)
-    parameters.stop(problems.values())
+    checked = {path: check_yaml(path, place | more, paths) for path, more in own.items()}
     makers: dict[str, str] = {}  # path → the run that makes it
     for path in sorted(checked, key=lambda path: notebook_of(path.stem) == COMPARISON):
         for made in notebooks.writes(path.stem, checked[path], list(makers)):

@@ -19,7 +19,7 @@ from tdbook.training import cache
 from tdbook.workflow import doctor, execute, graph, plan, workload
 from tdlib import data, files, lora, losses, shapes, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
-from tests.helpers import cases
+from tests.helpers import cases, token_folder
 
 ROOT = Path(__file__).parents[3]
 PROFILES = sorted(path.name for path in (ROOT / "params").iterdir() if path.is_dir())
@@ -48,12 +48,10 @@ def training(student: LlamaConfig, teacher: LlamaConfig | None = None, path="mod
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A run folder as 00 leaves it: tokens and a teacher."""
-    ids = np.random.default_rng(0).integers(3, 300, 6000).astype("<u4")
+    ids = np.random.default_rng(0).integers(3, 300, 6000)
     ids[::50] = 3
-    for split, part in (("train", ids[:5000]), ("val", ids[5000:])):
-        files.write_whole(tmp_path / f"tokens/{split}.bin", part.tobytes())
-    meta = dict(vocab_size=300, block_size=32, train_tokens=5000, val_tokens=1000, dtype="uint32")
-    (tmp_path / "tokens/meta.json").write_text(json.dumps(meta))
+    meta = dict(vocab_size=300, block_size=32, train_tokens=5000, val_tokens=1000)
+    token_folder(tmp_path / "tokens", ids[:5000], ids[5000:], **meta)
     torch.manual_seed(0)
     Llama(LlamaConfig(300, **SHAPES["teacher-smoke"], context=32)).save(tmp_path / "models/teacher")
     return tmp_path
@@ -248,12 +246,12 @@ def test_what_a_gpu_needs_is_asked_for(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=fault):
             doctor._torch()
     t = training(config("teacher-smoke", vocab_size=300, context=64))
-    assert "windows: 2," in doctor.two_steps(t, "cpu", None)
+    assert "windows: 2," in doctor.two_steps(t, "cpu")
     plain = doctor.attention_gap(t.student, 2, "cpu", (doctor.FLASH, doctor.FLASH[1:]))
     assert 0 < plain < doctor.APART / 2 and "flash" in machine.versions()["attention"]
     monkeypatch.setattr(doctor, "APART", 0.0)
     with pytest.raises(ValueError, match=f"export {machine.FLASH_FIRST}=1"):
-        doctor.two_steps(t, "cpu", None)
+        doctor.two_steps(t, "cpu")
 
 
 @pytest.mark.parametrize("pairs, words", CASES["commands"])
