@@ -139,9 +139,7 @@ def older_code(out: Path, run: str) -> bool:
     return made is not None and made["code"] != of_code(made["notebook"])
 
 
-def damage(
-    out: Path, run: str, full: bool = False, reads: Collection[str] | None = None
-) -> list[str]:
+def damage(out: Path, run: str, full: bool = False, reads: Iterable | None = None) -> list[str]:
     """A line, with the remedy, for each file that a finished run wrote, or others wrote of what it
     `reads`, and that differs now. `full` reads every file, else those whose size or time moved.
     No damage: files laid beside, outputs removed whole or linked, a hard set chosen by hand."""

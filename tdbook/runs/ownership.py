@@ -45,29 +45,29 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
                 fault = f"{run} reads {read} and would replace {written} in {out}"
                 raise FileExistsError(f"{fault}: give another path or name, or change out (OUT=)")
     if foreign := not_ours(out, run, [*writes], notebook):
-        raise FileExistsError(refusal(out, foreign))
+        raise FileExistsError(refusal(foreign))
     before = files.whole(kept := out / CLAIMS / f"{run}.json", kind=list)
     claimed = sorted({*(before or []), *writes, *notebooks.losses(writes)})
     if claimed != before:
         files.write_whole(kept, json.dumps(claimed))
 
 
-def refusal(out: Path, foreign: list[str]) -> str:
-    what = f"{', '.join(foreign)} in {out}: not the book's and would be replaced"
-    return f"{what}: move what is there away, or give another run folder (OUT=)"
+def refusal(foreign: list[Path]) -> str:
+    what = ", ".join(dict.fromkeys(map(parameters.shown, foreign)))
+    remedy = "move what is there away, or give another run folder (OUT=)"
+    return f"{what}: not the book's and would be replaced: {remedy}"
 
 
-def not_ours(out: Path, run: str, writes: list[str], notebook: bool = False) -> list[str]:
-    """What stands in the way of a run and was made by another: paths in the run folder."""
-    foreign = [page for page in PAGES if not is_book(out) and os.path.lexists(out / page)]
+def not_ours(out: Path, run: str, writes: list[str], notebook: bool = False) -> list[Path]:
+    """What stands in the way of a run and was made by another."""
+    foreign = [out / page for page in PAGES if not is_book(out) and os.path.lexists(out / page)]
     if not (out / CLAIMS / f"{run}.json").exists() and not hashes.load(out, run):
-        paths = [*named(out, run), *sorted(out.glob(f"{run}.ipynb")) * notebook]
-        foreign += [str(path.relative_to(out)) for path in paths]
+        foreign += [*named(out, run), *sorted(out.glob(f"{run}.ipynb")) * notebook]
     made = hashes.makers(out)
     claims = [files.whole(path, kind=list) or [] for path in (out / CLAIMS).glob("*.json")]
     ours = {*made, *notebooks.losses(made)}.union(*claims)
-    others = [path for path in (*writes, *notebooks.losses(writes)) if path not in ours]
-    return foreign + [path for path in others if not files.free(out / path)]
+    others = [out / path for path in (*writes, *notebooks.losses(writes)) if path not in ours]
+    return foreign + [path for path in others if not files.free(path)]
 
 
 def named(out: Path, run: str) -> list[Path]:
@@ -90,9 +90,9 @@ def is_book(out: Path) -> bool:
     return (out / CLAIMS).is_dir() or (out / "points.json").is_file() or any(states)
 
 
-def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: str) -> str:
-    """Move all that a finished run made to old/; returns a note. A hard set chosen by hand stays,
-    if its tokens did not change and nobody asked for a redo."""
+def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: str) -> None:
+    """Move all that a finished run made to old/, and say so. A hard set chosen by hand stays, if
+    its tokens did not change and nobody asked for a redo."""
     kept = hashes.load(out, run) or hashes.EMPTY
     record = files.whole(out / f"results/{run}.json", "models") or {"models": {}}
     outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
@@ -108,8 +108,7 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
         if stays:
             del places[hashes.HARD_SET]
     old = _move(out, places, run)
-    print(note := f"{why}: {note} {parameters.shown(old)}")
-    return note
+    print(f"{why}: {note} {parameters.shown(old)}")
 
 
 def by_hand(path: Path) -> bool:

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,16 +38,17 @@ def examine(pairs: dict[str, str]) -> int:
     """Print what each check returns, or the error that it raises; 1 where there is one."""
     wanted, failed = graph.wanted("doctor", pairs), 0
     of, device = plan.asked(wanted), "cuda" if torch.cuda.is_available() else "cpu"
-    checks = {"torch": (_torch,), "paths": (_paths, wanted), "tokens": (_tokens, of)}
-    tried = set()
+    checks, tried = {"torch": _torch}, set()
+    checks["paths"] = lambda: f"those of {len(graph.jobs(wanted.config))} runs can be used"
+    checks["tokens"] = partial(_tokens, of)
     for t in (t for work in of.works for t in work.trainings):
         shapes = (t.student, t.teacher, t.rank, t.parameters["compile"])
         if shapes not in tried:
-            checks[f"two steps of {Path(t.path).name}"] = (_alone, t, device)
+            checks[f"two steps of {Path(t.path).name}"] = partial(_alone, t, device)
         tried.add(shapes)
-    for what, (check, *about) in checks.items():
+    for what, check in checks.items():
         try:
-            line = f"✓ {what}: {check(*about)}"
+            line = f"✓ {what}: {check()}"
         except (ValueError, OSError, RuntimeError) as error:
             line, failed = f"✗ {what}: {error}", 1
         print(line, flush=True)
@@ -67,10 +69,6 @@ def _torch() -> str:
         remedy = "install torch for it and its driver (pytorch.org), then make clean setup"
         raise ValueError(f"{version} cannot use the GPU here: {remedy}")
     return f"{version}, no GPU here, threads: {torch.get_num_threads()}"
-
-
-def _paths(wanted: graph.Wanted) -> str:
-    return f"those of {len(graph.jobs(wanted.config))} runs; {wanted.out} can be written"
 
 
 def _tokens(of: plan.Asked) -> str:

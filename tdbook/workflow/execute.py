@@ -53,8 +53,6 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     given = {name: values[name] for name in parameters.read(yaml) | overrides}
     error = _papermill(run, out, {"out": values["out"]} | given)
     state = _settled(out, run, error)
-    if state.get("old"):
-        print(f"{run} · {state['old']}", flush=True)
     page(out, run)
     done, took = state["state"] == "done", duration(time.monotonic() - began)
     result = status.row(out, run)["record"]["finding"] if done else last_words(state)
