@@ -94,8 +94,7 @@ def judge(jobs: dict, asked: Iterable[str], before: Iterable[str] = ()) -> dict[
         pending = {path for n in again for path in jobs[n].writes}
         reasons[name] = why(job.out, job.run, job.parameters, pending)
         if again and not reasons[name]:
-            first = f"{', '.join(again[:2])}{' …' * (len(again) > 2)}"
-            reasons[name] = f"{AFTER}{first}, if that comes out new"
+            reasons[name] = f"{AFTER}{again[0]}, if that comes out new"
         return reasons[name]
 
     for name in asked:

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import sysconfig
-import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -109,7 +108,7 @@ def two_steps(t: Training, device: str) -> str:
         lora.attach(student, t.rank)
     if rounded := into_four_bits(t.parameters):
         quantize.attach(student, t.parameters.get("trains") == "scales")
-    context, ended, gpu = t.student.context, [], torch.cuda.is_available()
+    context, gpu = t.student.context, torch.cuda.is_available()
     own = t.parameters | {"temperature": t.parameters.get("temperature") or 1.0}
     recipe = train.recipe(own | ({} if teacher else {"ce_weight": 1.0}))
     # another shape than the training's would be compiled anew; a CPU would take minutes for it
@@ -123,13 +122,8 @@ def two_steps(t: Training, device: str) -> str:
         remedy = f"export {machine.FLASH_FIRST}=1 before the night"
         raise ValueError(f"flash's and cuDNN's gradients are {gap:.2g} apart: {remedy}")
 
-    def tick(*_: object) -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        ended.append(time.monotonic())
-
-    log = train.fit(student, windows, recipe, teacher=teacher, device=device, progress=tick)
-    if not math.isfinite(loss := log[-1].get("train/loss", math.nan)):
+    last = train.fit(student, windows, recipe, teacher=teacher, device=device)[-1]
+    if not math.isfinite(loss := last.get("train/loss", math.nan)):
         raise ValueError(f"the loss is {loss}: try compile: false, and device: cpu")
-    peak = machine.peak_memory_mib() * 2**20
-    return f"{ended[1] - ended[0]:.2g} s a step, windows: {each}, {units.si(peak, 'B')} at most"
+    seconds, peak = each * context / last["train/tokens_per_sec"], machine.peak_memory_mib() * 2**20
+    return f"{seconds:.2g} s a step, windows: {each}, {units.si(peak, 'B')} at most"

@@ -87,15 +87,13 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     stopping = _stop_on_signals(out, run)
     try:
         papermill.execute_notebook(*paths, given, **how)
-    except papermill.PapermillExecutionError as error:
-        return f"{error.ename}: {error.evalue}"
-    except DeadKernelError:
-        fault = "the kernel died; where memory is short, fewer micro_windows need less"
-        return "stopped" if stopping.is_set() else fault
-    except (SystemExit, KeyboardInterrupt):
-        return "stopped"
-    except Exception as error:  # any: a kernel that does not start must not look like running
-        return "stopped" if stopping.is_set() else f"{type(error).__name__}: {error}"
+    except BaseException as error:  # any: a kernel that does not start must not look like running
+        if stopping.is_set() or isinstance(error, SystemExit | KeyboardInterrupt):
+            return "stopped"
+        if isinstance(error, DeadKernelError):
+            return "the kernel died; where memory is short, fewer micro_windows need less"
+        name = getattr(error, "ename", type(error).__name__)  # papermill has the cell's
+        return f"{name}: {getattr(error, 'evalue', error)}"
     finally:
         with contextlib.suppress(FileNotFoundError):  # no kernel, nothing written
             os.replace(beside, out / f"{run}.ipynb")

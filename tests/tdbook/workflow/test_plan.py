@@ -196,11 +196,8 @@ def test_the_plan_fits_a_narrow_screen_and_names_every_run_and_file():
     assert max(map(len, found.splitlines())) <= 80
     for run in graph.book("b200", paths=False):
         assert len(re.findall(rf"^{run.run} .* (h|min) +\S+$", found, re.M)) == 1
-    facts = r"""50m +52\.2 M +26\.5 M .* 30\.5 MB +within;
-        55m +55\.\d M +26\.5 M .*within;
-        teacher +258\.6 M +53\.0 M; 80m +84\.0 M +33\.2; nominal; of 180 GB .*fits; disk .*GB of"""
-    for words in facts.split(";"):
-        assert re.search(words.strip(), found), words
+    for words in CASES["b200"]:
+        assert re.search(words, found), words
     wide = plan.plan(B200 | {"DEVICE": "b200", "SET": "vocab_size=86_071"})
     assert re.search(r"(?s)120m +151\.1 M .*50m +69\.8 M +44\.1 M [^\n]*ABOVE", wide)
     kept = cache.size(asked().size.train, 2048, 12, 51_800)
