@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -98,16 +99,15 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
     losses = notebooks.losses([*outputs, *(f"models/{name}" for name in record["models"])])
     own = [str(path.relative_to(out)) for path in named(out, run)]
-    names = [*own, f"{run}.ipynb", *outputs, *losses]
-    places = {name: name for name in names if not name.startswith(("state/", ".done/"))}
+    own = [name for name in own if not name.startswith(("state/", ".done/"))]
+    names = {*own, f"{run}.ipynb", *outputs, *losses}
     note = "what it made before is in"
-    if hashes.HARD_SET in places and by_hand(out / hashes.HARD_SET):
+    if hashes.HARD_SET in names and by_hand(out / hashes.HARD_SET):
         tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
         stays = not values["redo"] and len(tokens) == 1
         note = f"the hard set chosen by hand {'stays' if stays else 'goes too'}; {note}"
-        if stays:
-            del places[hashes.HARD_SET]
-    old = _move(out, places, run)
+        names -= {hashes.HARD_SET} if stays else set()
+    old = _move(out, names, run)
     print(f"{why}: {note} {parameters.shown(old)}")
 
 
@@ -146,18 +146,18 @@ def keep_checkpoint(out: Path, run: str, values: dict, inputs: dict[str, dict], 
                 remedy = f"put it back to go on, or start over with redo = True (REDO={run})"
                 raise ValueError(f"{fault}: {remedy}")
     elif now != before and {p.name for p in folder.rglob("*.*")} - {"made_from.json"}:
-        old = _move(out, {place: place}, run)
+        old = _move(out, [place], run)
         print(f"{run} starts over; its checkpoint is in {parameters.shown(old)}")
     files.write_whole(folder / "made_from.json", json.dumps(now))
 
 
-def _move(out: Path, places: dict[str, str], run: str) -> Path:
+def _move(out: Path, names: Iterable[str], run: str) -> Path:
     """Move what is there into a new folder old/<run>-<now, in UTC>."""
     old = out / "old" / f"{run}-{datetime.datetime.now(datetime.UTC):%Y%m%d%H%M%S%f}"
-    for name, place in places.items():
+    for name in names:
         if os.path.lexists(out / name):
-            (old / place).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(out / name, old / place)
+            (old / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(out / name, old / name)
     return old
 
 

@@ -37,14 +37,13 @@ def examine(pairs: dict[str, str]) -> int:
     """Print what each check returns, or the error that it raises; 1 where there is one."""
     wanted, failed = graph.wanted("doctor", pairs), 0
     of, device = plan.asked(wanted), "cuda" if torch.cuda.is_available() else "cpu"
-    checks, tried = {"torch": _torch}, set()
+    checks, distinct = {"torch": _torch}, {}
     checks["paths"] = lambda: f"those of {len(graph.jobs(wanted.config))} runs can be used"
     checks["tokens"] = partial(_tokens, of)
     for t in (t for work in of.works for t in work.trainings):
-        shapes = (t.student, t.teacher, t.rank, t.parameters["compile"])
-        if shapes not in tried:
-            checks[f"two steps of {Path(t.path).name}"] = partial(_alone, t, device)
-        tried.add(shapes)
+        distinct.setdefault((t.student, t.teacher, t.rank, t.parameters["compile"]), t)
+    for t in distinct.values():
+        checks[f"two steps of {Path(t.path).name}"] = partial(_alone, t, device)
     for what, check in checks.items():
         try:
             line = f"✓ {what}: {check()}"
