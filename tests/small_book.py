@@ -1,5 +1,6 @@
 """A repository in small: notebooks that read and write what the book's do, without any model."""
 
+import contextlib
 import json
 import os
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import psutil
 from nbformat import v4
 from yaml import safe_load
 
@@ -78,10 +80,8 @@ def alive(pid: int) -> bool:
 def processes_of(root: Path) -> list[str]:
     """Command lines of living processes that work in the tests' repository."""
     found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(root) in (path / "environ").read_text() and alive(int(path.name)):
-                found.append((path / "cmdline").read_text().replace("\0", " "))
-        except OSError:  # gone meanwhile, or another user's
-            pass
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # gone meanwhile, or another user's
+            if str(root) in str(process.environ()) and alive(process.pid):
+                found.append(" ".join(process.cmdline()))
     return [line for line in found if "pytest" not in line and "execnet" not in line]

@@ -94,8 +94,7 @@ def judge(jobs: dict, asked: Iterable[str], before: Iterable[str] = ()) -> dict[
         pending = {path for n in again for path in jobs[n].writes}
         reasons[name] = why(job.out, job.run, job.parameters, pending)
         if again and not reasons[name]:
-            first = f"{', '.join(again[:2])}{' …' * (len(again) > 2)}"
-            reasons[name] = f"{AFTER}{first}, if that comes out new"
+            reasons[name] = f"{AFTER}{again[0]}, if that comes out new"
         return reasons[name]
 
     for name in asked:
@@ -139,9 +138,7 @@ def older_code(out: Path, run: str) -> bool:
     return made is not None and made["code"] != of_code(made["notebook"])
 
 
-def damage(
-    out: Path, run: str, full: bool = False, reads: Collection[str] | None = None
-) -> list[str]:
+def damage(out: Path, run: str, full: bool = False, reads: Iterable | None = None) -> list[str]:
     """A line, with the remedy, for each file that a finished run wrote, or others wrote of what it
     `reads`, and that differs now. `full` reads every file, else those whose size or time moved.
     No damage: files laid beside, outputs removed whole or linked, a hard set chosen by hand."""

@@ -23,8 +23,6 @@ def notebook_of(run: str) -> str:
 
 
 def of(run: str) -> SimpleNamespace:
-    if notebook_of(run) not in BOOK:
-        raise ValueError(f"{run} is of no notebook: add it to tdbook/runs/notebooks.yaml")
     return BOOK[notebook_of(run)]
 
 
@@ -57,7 +55,6 @@ def _paths(patterns: str, values: dict) -> list[str]:
     paths = []
     for pattern in patterns.split():
         names = [values.get(parameter, "").split() for parameter in re.findall("{(.*?)}", pattern)]
-        paths += [
-            re.sub("{.*?}", "{}", pattern).format(*each) for each in itertools.product(*names)
-        ]
+        plain = re.sub("{.*?}", "{}", pattern)
+        paths += [plain.format(*each) for each in itertools.product(*names)]
     return paths

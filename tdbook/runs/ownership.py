@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -45,29 +46,29 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
                 fault = f"{run} reads {read} and would replace {written} in {out}"
                 raise FileExistsError(f"{fault}: give another path or name, or change out (OUT=)")
     if foreign := not_ours(out, run, [*writes], notebook):
-        raise FileExistsError(refusal(out, foreign))
+        raise FileExistsError(refusal(foreign))
     before = files.whole(kept := out / CLAIMS / f"{run}.json", kind=list)
     claimed = sorted({*(before or []), *writes, *notebooks.losses(writes)})
     if claimed != before:
         files.write_whole(kept, json.dumps(claimed))
 
 
-def refusal(out: Path, foreign: list[str]) -> str:
-    what = f"{', '.join(foreign)} in {out}: not the book's and would be replaced"
-    return f"{what}: move what is there away, or give another run folder (OUT=)"
+def refusal(foreign: list[Path]) -> str:
+    what = ", ".join(dict.fromkeys(map(parameters.shown, foreign)))
+    remedy = "move what is there away, or give another run folder (OUT=)"
+    return f"{what}: not the book's and would be replaced: {remedy}"
 
 
-def not_ours(out: Path, run: str, writes: list[str], notebook: bool = False) -> list[str]:
-    """What stands in the way of a run and was made by another: paths in the run folder."""
-    foreign = [page for page in PAGES if not is_book(out) and os.path.lexists(out / page)]
+def not_ours(out: Path, run: str, writes: list[str], notebook: bool = False) -> list[Path]:
+    """What stands in the way of a run and was made by another."""
+    foreign = [out / page for page in PAGES if not is_book(out) and os.path.lexists(out / page)]
     if not (out / CLAIMS / f"{run}.json").exists() and not hashes.load(out, run):
-        paths = [*named(out, run), *sorted(out.glob(f"{run}.ipynb")) * notebook]
-        foreign += [str(path.relative_to(out)) for path in paths]
+        foreign += [*named(out, run), *sorted(out.glob(f"{run}.ipynb")) * notebook]
     made = hashes.makers(out)
     claims = [files.whole(path, kind=list) or [] for path in (out / CLAIMS).glob("*.json")]
     ours = {*made, *notebooks.losses(made)}.union(*claims)
-    others = [path for path in (*writes, *notebooks.losses(writes)) if path not in ours]
-    return foreign + [path for path in others if not files.free(out / path)]
+    others = [out / path for path in (*writes, *notebooks.losses(writes)) if path not in ours]
+    return foreign + [path for path in others if not files.free(path)]
 
 
 def named(out: Path, run: str) -> list[Path]:
@@ -90,26 +91,24 @@ def is_book(out: Path) -> bool:
     return (out / CLAIMS).is_dir() or (out / "points.json").is_file() or any(states)
 
 
-def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: str) -> str:
-    """Move all that a finished run made to old/; returns a note. A hard set chosen by hand stays,
-    if its tokens did not change and nobody asked for a redo."""
+def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: str) -> None:
+    """Move all that a finished run made to old/, and say so. A hard set chosen by hand stays, if
+    its tokens did not change and nobody asked for a redo."""
     kept = hashes.load(out, run) or hashes.EMPTY
     record = files.whole(out / f"results/{run}.json", "models") or {"models": {}}
     outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
     losses = notebooks.losses([*outputs, *(f"models/{name}" for name in record["models"])])
     own = [str(path.relative_to(out)) for path in named(out, run)]
-    names = [*own, f"{run}.ipynb", *outputs, *losses]
-    places = {name: name for name in names if not name.startswith(("state/", ".done/"))}
+    own = [name for name in own if not name.startswith(("state/", ".done/"))]
+    names = {*own, f"{run}.ipynb", *outputs, *losses}
     note = "what it made before is in"
-    if hashes.HARD_SET in places and by_hand(out / hashes.HARD_SET):
+    if hashes.HARD_SET in names and by_hand(out / hashes.HARD_SET):
         tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
         stays = not values["redo"] and len(tokens) == 1
         note = f"the hard set chosen by hand {'stays' if stays else 'goes too'}; {note}"
-        if stays:
-            del places[hashes.HARD_SET]
-    old = _move(out, places, run)
-    print(note := f"{why}: {note} {parameters.shown(old)}")
-    return note
+        names -= {hashes.HARD_SET} if stays else set()
+    old = _move(out, names, run)
+    print(f"{why}: {note} {parameters.shown(old)}")
 
 
 def by_hand(path: Path) -> bool:
@@ -147,18 +146,18 @@ def keep_checkpoint(out: Path, run: str, values: dict, inputs: dict[str, dict], 
                 remedy = f"put it back to go on, or start over with redo = True (REDO={run})"
                 raise ValueError(f"{fault}: {remedy}")
     elif now != before and {p.name for p in folder.rglob("*.*")} - {"made_from.json"}:
-        old = _move(out, {place: place}, run)
+        old = _move(out, [place], run)
         print(f"{run} starts over; its checkpoint is in {parameters.shown(old)}")
     files.write_whole(folder / "made_from.json", json.dumps(now))
 
 
-def _move(out: Path, places: dict[str, str], run: str) -> Path:
+def _move(out: Path, names: Iterable[str], run: str) -> Path:
     """Move what is there into a new folder old/<run>-<now, in UTC>."""
     old = out / "old" / f"{run}-{datetime.datetime.now(datetime.UTC):%Y%m%d%H%M%S%f}"
-    for name, place in places.items():
+    for name in names:
         if os.path.lexists(out / name):
-            (old / place).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(out / name, old / place)
+            (old / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(out / name, old / name)
     return old
 
 

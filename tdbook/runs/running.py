@@ -70,11 +70,12 @@ class Run:
         reads = hashes.inputs(self.out, self.run, values)
         if lines := hashes.damage(self.out, self.run, reads=reads):
             raise ValueError(f"{self.run} reads what is damaged: {'; '.join(lines)}")
-        old = {} if self.current else self._begin_anew(reads)
+        if not self.current:
+            self._begin_anew(reads)
         for line in hashes.damage(self.out, self.run) if self.current else ():
             print(line)  # no error: a current run shows what its record holds
         self._attach()
-        self._say("running", changed=hooks.hidden(self._changed), **old)
+        self._say("running", changed=hooks.hidden(self._changed))
         random.seed(values["seed"])  # torch's is set where weights are drawn
         np.random.seed(values["seed"] % 2**32)
 
@@ -220,8 +221,8 @@ class Run:
     def _file(self, folder: str) -> Path:
         return self.out / folder / f"{self.run}.json"
 
-    def _begin_anew(self, inputs: dict[str, Path]) -> dict[str, str]:
-        """Make the run one that is not done. Returns where its old results went, under "old"."""
+    def _begin_anew(self, inputs: dict[str, Path]) -> None:
+        """Make the run one that is not done; its old results go to old/."""
         about = (self.out, self.run, self.parameters)
         if missing := [str(path) for path in inputs.values() if not path.exists()]:
             where = f"PROFILE={self.parameters['profile']} OUT={self.parameters['out']}"
@@ -231,12 +232,11 @@ class Run:
         ownership.claim(*about)
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
-        self._scouting, old = _scouting(*about, inputs), {}
+        self._scouting = _scouting(*about, inputs)
         if (done := self._file("hashes")).exists():
-            old = {"old": ownership.put_away(*about, self._inputs, self._why)}
+            ownership.put_away(*about, self._inputs, self._why)
         ownership.keep_checkpoint(*about, self._inputs, self._code)
         done.unlink(missing_ok=True)
-        return old
 
     def _attach(self) -> None:
         """Listen to cells, SIGTERM and the end of the process; write a heartbeat meanwhile."""
@@ -320,11 +320,10 @@ def _scouting(out: Path, run: str, values: dict, inputs: dict[str, Path]) -> str
     with contextlib.suppress(parameters.ParameterError, StopIteration):  # `make plan` tells
         yaml = next(path for path in yamls if path.is_file())
         usual = parameters.check(notebook_of(run), parameters.read(yaml), paths=False)
-    counts = [key for key in COUNTS if key in usual]
-    fewer = [key for key in counts if 0 < values[key] < (usual[key] or math.inf)]
+    limits = {key: values[key] for key in COUNTS if key in usual}
+    fewer = (f"{k} {v:,}" for k, v in limits.items() if 0 < v < (usual[k] or math.inf))
     makers = hashes.makers(out)
     records = [path for name, path in inputs.items() if name.startswith("sweeps/")]
     records += [out / f"results/{makers[name][0]}.json" for name in inputs if name in makers]
     above = [(files.whole(path) or {}).get("scouting", "") for path in dict.fromkeys(records)]
-    own = ", ".join(f"{key} {values[key]:,}" for key in fewer)
-    return next(filter(None, [own, *above]), "")
+    return next(filter(None, [", ".join(fewer), *above]), "")

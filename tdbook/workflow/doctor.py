@@ -8,10 +8,10 @@ import math
 import os
 import shutil
 import sysconfig
-import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,16 +37,16 @@ def examine(pairs: dict[str, str]) -> int:
     """Print what each check returns, or the error that it raises; 1 where there is one."""
     wanted, failed = graph.wanted("doctor", pairs), 0
     of, device = plan.asked(wanted), "cuda" if torch.cuda.is_available() else "cpu"
-    checks = {"torch": (_torch,), "paths": (_paths, wanted), "tokens": (_tokens, of)}
-    tried = set()
+    checks, distinct = {"torch": _torch}, {}
+    checks["paths"] = lambda: f"those of {len(graph.jobs(wanted.config))} runs can be used"
+    checks["tokens"] = partial(_tokens, of)
     for t in (t for work in of.works for t in work.trainings):
-        shapes = (t.student, t.teacher, t.rank, t.parameters["compile"])
-        if shapes not in tried:
-            checks[f"two steps of {Path(t.path).name}"] = (_alone, t, device, of.tokens)
-        tried.add(shapes)
-    for what, (check, *about) in checks.items():
+        distinct.setdefault((t.student, t.teacher, t.rank, t.parameters["compile"]), t)
+    for t in distinct.values():
+        checks[f"two steps of {Path(t.path).name}"] = partial(_alone, t, device)
+    for what, check in checks.items():
         try:
-            line = f"✓ {what}: {check(*about)}"
+            line = f"✓ {what}: {check()}"
         except (ValueError, OSError, RuntimeError) as error:
             line, failed = f"✗ {what}: {error}", 1
         print(line, flush=True)
@@ -69,21 +69,17 @@ def _torch() -> str:
     return f"{version}, no GPU here, threads: {torch.get_num_threads()}"
 
 
-def _paths(wanted: graph.Wanted) -> str:
-    return f"those of {len(graph.jobs(wanted.config))} runs; {wanted.out} can be written"
-
-
 def _tokens(of: plan.Asked) -> str:
     if of.tokens:
         token_files.open_tokens(of.tokens)  # looks at the files, and at a sample of their ids
     return of.size.source
 
 
-def _alone(t: Training, device: str, tokens: Path | None) -> str:
+def _alone(t: Training, device: str) -> str:
     """Two steps in a process of its own, which the system may end."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            return pool.submit(two_steps, t, device, tokens).result()
+            return pool.submit(two_steps, t, device).result()
         except (BrokenProcessPool, torch.OutOfMemoryError):
             remedy = "fewer micro_windows, activation_checkpointing: true, or a larger machine"
             raise ValueError(f"memory ran out, or the process was killed: {remedy}") from None
@@ -101,8 +97,8 @@ def attention_gap(c: LlamaConfig, windows: int, device: str, kernels=(FLASH, CUD
     return max(float(torch.dist(a, b) / a.norm()) for a, b in zip(*found, strict=True))
 
 
-def two_steps(t: Training, device: str, tokens: Path | None) -> str:
-    """Two steps, as train.fit makes them in the book; what they took."""
+def two_steps(t: Training, device: str) -> str:
+    """Two steps on random ids, as train.fit makes them in the book; what they took."""
     if (priority := Path("/proc/self/oom_score_adj")).exists():
         priority.write_text("1000")  # where memory runs out, the system ends this process first
     torch.manual_seed(0)
@@ -111,31 +107,22 @@ def two_steps(t: Training, device: str, tokens: Path | None) -> str:
         lora.attach(student, t.rank)
     if rounded := into_four_bits(t.parameters):
         quantize.attach(student, t.parameters.get("trains") == "scales")
-    context, ended, gpu = t.student.context, [], torch.cuda.is_available()
-    if tokens:
-        windows = token_files.open_tokens(tokens).train
-    else:
-        ids = np.random.default_rng(0).integers(0, t.student.vocab_size, 2 * context + 1)
-        windows = data.Windows(ids.astype(np.uint32), context)
+    context, gpu = t.student.context, torch.cuda.is_available()
     own = t.parameters | {"temperature": t.parameters.get("temperature") or 1.0}
     recipe = train.recipe(own | ({} if teacher else {"ce_weight": 1.0}))
     # another shape than the training's would be compiled anew; a CPU would take minutes for it
     each = (gpu and min(recipe.micro_windows, recipe.batch_tokens // context)) or 1
     recipe = replace(recipe, batch_tokens=each * context, epochs=1.0, token_limit=0)
     recipe = replace(recipe, four_bit_share=float(rounded))
+    ids = np.random.default_rng(0).integers(0, t.student.vocab_size, 2 * each * context + 1)
+    windows = data.Windows(ids.astype(np.uint32), context)
     gap = attention_gap(t.student, each, device) if gpu else 0.0
     if not gap < APART and os.environ.get(machine.FLASH_FIRST) != "1":  # NaN is not below
         remedy = f"export {machine.FLASH_FIRST}=1 before the night"
         raise ValueError(f"flash's and cuDNN's gradients are {gap:.2g} apart: {remedy}")
 
-    def tick(*_: object) -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        ended.append(time.monotonic())
-
-    more = {"rows": np.arange(2 * each) % len(windows), "device": device, "progress": tick}
-    log = train.fit(student, windows, recipe, teacher=teacher, **more)
-    if not math.isfinite(loss := log[-1].get("train/loss", math.nan)):
-        raise ValueError(f"the loss is {loss}: look at the tokens")
-    peak = machine.peak_memory_mib() * 2**20
-    return f"{ended[1] - ended[0]:.2g} s a step, windows: {each}, {units.si(peak, 'B')} at most"
+    last = train.fit(student, windows, recipe, teacher=teacher, device=device)[-1]
+    if not math.isfinite(loss := last.get("train/loss", math.nan)):
+        raise ValueError(f"the loss is {loss}: try compile: false, and device: cpu")
+    seconds, peak = each * context / last["train/tokens_per_sec"], machine.peak_memory_mib() * 2**20
+    return f"{seconds:.2g} s a step, windows: {each}, {units.si(peak, 'B')} at most"

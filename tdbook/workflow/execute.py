@@ -53,8 +53,6 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     given = {name: values[name] for name in parameters.read(yaml) | overrides}
     error = _papermill(run, out, {"out": values["out"]} | given)
     state = _settled(out, run, error)
-    if state.get("old"):
-        print(f"{run} · {state['old']}", flush=True)
     page(out, run)
     done, took = state["state"] == "done", duration(time.monotonic() - began)
     result = status.row(out, run)["record"]["finding"] if done else last_words(state)
@@ -90,15 +88,13 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
     threading.Thread(target=_show_progress, args=(out, run), daemon=True).start()
     try:
         papermill.execute_notebook(*paths, given, **how)
-    except papermill.PapermillExecutionError as error:
-        return f"{error.ename}: {error.evalue}"
-    except DeadKernelError:
-        fault = "the kernel died; where memory is short, fewer micro_windows need less"
-        return "stopped" if stopping.is_set() else fault
-    except (SystemExit, KeyboardInterrupt):
-        return "stopped"
-    except Exception as error:  # any: a kernel that does not start must not look like running
-        return "stopped" if stopping.is_set() else f"{type(error).__name__}: {error}"
+    except BaseException as error:  # any: a kernel that does not start must not look like running
+        if stopping.is_set() or isinstance(error, SystemExit | KeyboardInterrupt):
+            return "stopped"
+        if isinstance(error, DeadKernelError):
+            return "the kernel died; where memory is short, fewer micro_windows need less"
+        name = getattr(error, "ename", type(error).__name__)  # papermill has the cell's
+        return f"{name}: {getattr(error, 'evalue', error)}"
     finally:
         with contextlib.suppress(FileNotFoundError):  # no kernel, nothing written
             os.replace(beside, out / f"{run}.ipynb")

@@ -188,29 +188,19 @@ def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
     stand = [runs[name] for name in reasons if name not in new]
     if lines := dict.fromkeys(line for one in stand for line in hashes.damage(one.out, one.run)):
         raise ParameterError("\n".join([*lines, "nothing is made from what is damaged"]))
-    foreign: dict[Path, list[str]] = {}  # what another made, in the place of what is made
+    foreign: list[Path] = []  # what another made, in the place of what is made
     for one in (runs[name] for name in new):
-        paths = not_ours(one.out, one.run, [*one.writes], notebook=True)
-        foreign.setdefault(one.out, []).extend(paths)
-    if lines := [refusal(out, [*dict.fromkeys(p)]) for out, p in foreign.items() if p]:
-        raise ParameterError("\n".join(lines))
+        foreign += not_ours(one.out, one.run, [*one.writes], notebook=True)
+    if foreign:
+        raise ParameterError(refusal(foreign))
     return reasons
 
 
-def book(
-    profile: str, out: Path | None = None, values: dict | None = None, paths: bool = True
-) -> list[BookRun]:
-    """The runs of params/<profile>, checked. `values` are those of the command line."""
-    place = {"out": str(out)} if out else {}
-    own = {path: parameters.of_run(values or {}, path.stem) for path in yamls(profile)}
-    checked, problems = {}, {}  # one that several runs have is said of the first
-    for path, more in own.items():
-        try:
-            checked[path] = check_yaml(path, place | more, paths)
-        except ParameterError as error:
-            for line in str(error).splitlines():
-                problems.setdefault(line.partition(": ")[2], line)
-    parameters.stop(problems.values())
+def book(profile: str, out: str = "", given: dict | None = None, paths=True) -> list[BookRun]:
+    """The runs of params/<profile>, checked. `given` are the values of the command line."""
+    place = {"out": out} if out else {}
+    own = {path: parameters.of_run(given or {}, path.stem) for path in yamls(profile)}
+    checked = {path: check_yaml(path, place | more, paths) for path, more in own.items()}
     makers: dict[str, str] = {}  # path → the run that makes it
     for path in sorted(checked, key=lambda path: notebook_of(path.stem) == COMPARISON):
         for made in notebooks.writes(path.stem, checked[path], list(makers)):
@@ -263,16 +253,14 @@ def _run(who: str, name: str, values: dict, given: dict, makers: dict, above="")
     return BookRun(name, run, out / f"{run}.yaml", out, values, given, tuple(writes), needs)
 
 
-def swept(
-    name: str, profile: str, runs: list[BookRun], values: dict | None = None
-) -> list[BookRun]:
+def swept(name: str, profile: str, runs: list[BookRun], values: dict) -> list[BookRun]:
     """The runs of a sweep's points; where each is one run, last their page. `runs`: the book's."""
     sweep, out, points = sweeps.read(profile, name), runs[0].out, []
     makers = {path: one.name for one in runs for path in one.writes}
     for point in sweep.points:
         inside: dict[str, str] = {}  # what the point's earlier runs make → their names
         for run in sweep.runs(point):
-            given, who = parameters.of_run(values or {}, run), f"sweep {name}, point {point}"
+            given, who = parameters.of_run(values, run), f"sweep {name}, point {point}"
             if both := given.keys() & {key.rpartition(".")[2] for key in sweep.points[point]}:
                 raise ParameterError(f"SET: sweep {name} varies {min(both)}: leave it out of SET")
             try:

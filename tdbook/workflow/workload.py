@@ -22,8 +22,7 @@ from tdlib.shapes import SHAPES, LlamaConfig
 MODELS = ("models/", "adapters/")
 _TABLE = yaml.safe_load(Path(__file__).with_name("workload.yaml").read_text("utf8"))
 BEGIN_S, TIMED_S, REACHED, TRAINED = (_TABLE[k] for k in ("begin", "timed", "reached", "trained"))
-CHUNK, SCORED, PROCESS = (_TABLE[k] for k in ("chunk", "scored", "process"))
-RECORDS = _TABLE["records"]
+CHUNK, SCORED, PROCESS, RECORDS = (_TABLE[k] for k in "chunk scored process records".split())
 
 
 @dataclass(frozen=True)

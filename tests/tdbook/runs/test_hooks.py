@@ -15,7 +15,6 @@ import pytest
 
 from tdbook.book import students
 from tdbook.corpus import token_files, writer
-from tdbook.corpus.text import Document
 from tdbook.runs import hashes, heartbeat, hooks, parameters
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, start
@@ -72,7 +71,7 @@ def folder(tmp_path_factory, tokenizer) -> Path:
     """A run folder with tokens and a teacher, as 00 would leave it."""
     out = tmp_path_factory.mktemp("made") / "book"
     documents = writer.write(30_000, 5)
-    splits = {"train": documents[2:], "val": [Document(d.lines, d.source) for d in documents[:2]]}
+    splits = {"train": documents[2:], "val": documents[:2]}
     token_files.write_tokens(out / "tokens", splits, tokenizer, 32)
     (out / "models/teacher").mkdir(parents=True)
     return out

@@ -26,7 +26,8 @@ def test_names_come_before_values_before_paths_a_line_each():
 
 @pytest.mark.parametrize("name, given, meant", CASES["kinds"])
 def test_a_value_arrives_as_its_kind(name, given, meant):
-    found = check("01_distill", {name: given})[name]
+    notebook, _, name = name.rpartition(".")
+    found = check(notebook or "01_distill", {name: given})[name]
     assert found == meant and type(found) is type(meant)
 
 
@@ -65,10 +66,7 @@ def test_a_yaml_that_cannot_be_meant_is_refused(tmp_path, text, says):
         parameters.read(tmp_path / "a.yaml")
 
 
-def test_what_is_allowed_only_where_it_means_something():
-    for none in (None, "None", "null"):  # as papermill and a YAML have it
-        assert check("03_lora", {"temperature": none})["temperature"] is None
-    assert check("02_hard_set", {"threshold": -0.5})["threshold"] == -0.5
+def test_a_large_scale_is_allowed_where_it_is_meant():
     assert check("03_lora", {"lora_scale": 32, "allow_large_scale": True})["lora_scale"] == 32
     assert check("03_lora", {"lora_scale": 8, "targets": "q_proj v_proj"})["lora_scale"] == 8
 

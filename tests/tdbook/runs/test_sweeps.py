@@ -46,7 +46,7 @@ def test_points_are_combinations_and_single_ones_with_each_seed_and_go_before_wh
     assert list(points) == [f"{start}-seed{seed}" for start in starts for seed in (1, 2)]
     assert points["learning_rate0.002-seed1"] == {"learning_rate": 2e-3, "seed": 1}
     sweep(book, fixed={"checkpoint_minutes": 5.0}, seeds=[])
-    *points, page = graph.swept("rates", "tiny", graph.book("tiny"))
+    *points, page = graph.swept("rates", "tiny", graph.book("tiny"), {})
     names = ("learning_rate", "seed", "checkpoint_minutes")
     found = [[one.parameters[name] for name in names] for one in points]
     assert found == [[1e-3, 7, 5.0], [2e-3, 7, 5.0]]
@@ -59,8 +59,9 @@ COMMANDS = [({}, words, re.escape(says)) for words, says in CASES["commands"]]
 
 
 @pytest.mark.parametrize("given, words, says", [*SWEEPS, *COMMANDS])
-def test_what_cannot_be_meant_is_refused_in_one_line(book, given, words, says, capsys):
+def test_what_cannot_be_meant_is_refused_in_one_line(book, given, words, says, capsys, monkeypatch):
     sweep(book, **given)
+    monkeypatch.setenv("PATH", "")  # no sbatch
     assert __main__.main([*words, "PROFILE=tiny"]) == 1
     said = capsys.readouterr().out.strip()
     assert re.search(says, said) and "\n" not in said, said
@@ -72,7 +73,7 @@ def test_every_sweep_that_we_ship_can_be_meant():
     for profile in ("smoke", "tiny", "small", "b200"):
         found = graph.book(profile, paths=False)
         for name in sweeps.names(profile):
-            *points, page = graph.swept(name, profile, found)
+            *points, page = graph.swept(name, profile, found, {})
             assert 2 <= len(points) <= 100 and page.needs, (profile, name)
     assert len(sweeps.read("smoke", "forty").points) == 40
     assert sweeps.names("b200") == sweeps.names("tiny")

@@ -4,19 +4,16 @@ The real one is in bench/stress_slurm.py."""
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
 from snakemake.cli import get_argument_parser
 
 from tdbook import __main__
-from tdbook.runs.parameters import ParameterError
-from tdbook.workflow import graph, scheduler
+from tdbook.workflow import scheduler
 from tdlib.files import write_whole
 from tests import small_book
 
 ASKED = yaml.safe_load((small_book.REPOSITORY / "profiles/slurm/config.yaml").read_text())
 INDEX = "outputs/tiny/index.html"
-CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text("utf8"))
 
 
 def programs(folder: Path, monkeypatch, **scripts: str) -> None:
@@ -36,14 +33,6 @@ def test_snakemake_knows_every_line_of_the_profile():
     assert notebooks <= ASKED["config"]["minutes"].keys()
     # squeue forgets a job after MinJobAge, 300 s by default
     assert 3 * ASKED["slurm-init-seconds-before-status-checks"] < 300
-
-
-@pytest.mark.parametrize("name, there, says", CASES["clusters"])
-def test_a_cluster_that_cannot_be_used_is_refused(tmp_path, monkeypatch, name, there, says):
-    programs(tmp_path, monkeypatch, **({"sbatch": "exit 1"} if there else {}))
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(ParameterError, match=says):
-        graph.cluster(name)
 
 
 def test_a_slurm_that_does_not_answer_starts_nothing(root, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from tdbook.training import cache
 from tdbook.workflow import doctor, execute, graph, plan, workload
 from tdlib import data, files, lora, losses, shapes, train
 from tdlib.model import SHAPES, Llama, LlamaConfig
-from tests.helpers import cases
+from tests.helpers import cases, token_folder
 
 ROOT = Path(__file__).parents[3]
 PROFILES = sorted(path.name for path in (ROOT / "params").iterdir() if path.is_dir())
@@ -48,12 +48,10 @@ def training(student: LlamaConfig, teacher: LlamaConfig | None = None, path="mod
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A run folder as 00 leaves it: tokens and a teacher."""
-    ids = np.random.default_rng(0).integers(3, 300, 6000).astype("<u4")
+    ids = np.random.default_rng(0).integers(3, 300, 6000)
     ids[::50] = 3
-    for split, part in (("train", ids[:5000]), ("val", ids[5000:])):
-        files.write_whole(tmp_path / f"tokens/{split}.bin", part.tobytes())
-    meta = dict(vocab_size=300, block_size=32, train_tokens=5000, val_tokens=1000, dtype="uint32")
-    (tmp_path / "tokens/meta.json").write_text(json.dumps(meta))
+    meta = dict(vocab_size=300, block_size=32, train_tokens=5000, val_tokens=1000)
+    token_folder(tmp_path / "tokens", ids[:5000], ids[5000:], **meta)
     torch.manual_seed(0)
     Llama(LlamaConfig(300, **SHAPES["teacher-smoke"], context=32)).save(tmp_path / "models/teacher")
     return tmp_path
@@ -198,11 +196,8 @@ def test_the_plan_fits_a_narrow_screen_and_names_every_run_and_file():
     assert max(map(len, found.splitlines())) <= 80
     for run in graph.book("b200", paths=False):
         assert len(re.findall(rf"^{run.run} .* (h|min) +\S+$", found, re.M)) == 1
-    facts = r"""50m +52\.2 M +26\.5 M .* 30\.5 MB +within;
-        55m +55\.\d M +26\.5 M .*within;
-        teacher +258\.6 M +53\.0 M; 80m +84\.0 M +33\.2; nominal; of 180 GB .*fits; disk .*GB of"""
-    for words in facts.split(";"):
-        assert re.search(words.strip(), found), words
+    for words in CASES["b200"]:
+        assert re.search(words, found), words
     wide = plan.plan(B200 | {"DEVICE": "b200", "SET": "vocab_size=86_071"})
     assert re.search(r"(?s)120m +151\.1 M .*50m +69\.8 M +44\.1 M [^\n]*ABOVE", wide)
     kept = cache.size(asked().size.train, 2048, 12, 51_800)
@@ -248,12 +243,12 @@ def test_what_a_gpu_needs_is_asked_for(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=fault):
             doctor._torch()
     t = training(config("teacher-smoke", vocab_size=300, context=64))
-    assert "windows: 2," in doctor.two_steps(t, "cpu", None)
+    assert "windows: 2," in doctor.two_steps(t, "cpu")
     plain = doctor.attention_gap(t.student, 2, "cpu", (doctor.FLASH, doctor.FLASH[1:]))
     assert 0 < plain < doctor.APART / 2 and "flash" in machine.versions()["attention"]
     monkeypatch.setattr(doctor, "APART", 0.0)
     with pytest.raises(ValueError, match=f"export {machine.FLASH_FIRST}=1"):
-        doctor.two_steps(t, "cpu", None)
+        doctor.two_steps(t, "cpu")
 
 
 @pytest.mark.parametrize("pairs, words", CASES["commands"])

@@ -49,10 +49,8 @@ def make(asked: graph.Wanted) -> Path:
     """What the runs of a command would leave, and what the scheduler keeps of it."""
     for one in graph.jobs(asked.config).values():
         this = start(one.notebook, one.parameters)
-        for path in one.writes:
-            this.path(path, "w").write_text(one.run)
         this.table("x", pd.DataFrame({"loss": [3.0]}))
-        this.finish()
+        small_book.finish(this, one.run)
     files.write_whole(this.out / graph.CONFIG, json.dumps(asked.config))
     run_pages.index(this.out)
     return this.out
