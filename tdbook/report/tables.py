@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 
 from tdbook.analysis import features, intervals
@@ -110,19 +109,6 @@ def metrics(rows: dict[str, dict]) -> pd.DataFrame:
     first, base = next(iter(rows.items()))
     named = (row | {"first": first, "model": name} for name, row in rows.items())
     return _written("metrics", [row | {"change": row["loss"] - base["loss"]} for row in named])
-
-
-def likeliest(model, tokenizer, ids: list[int], temperatures: tuple[float, ...]) -> pd.DataFrame:
-    """The five likeliest next pieces after some ids, at several temperatures."""
-    columns = {}
-    with torch.no_grad():
-        logits_V = model(torch.tensor([ids], device=model.head.device))[0, -1].float()
-    for t in dict.fromkeys(temperatures):
-        top = (logits_V / t).softmax(-1).topk(5)
-        pieces = [tokenizer.pieces([ids[-1], i])[-1] for i in top.indices.tolist()]  # as the next
-        columns |= {f"piece at T = {t:g}": [p.replace("▁", " ") for p in pieces]}
-        columns |= {f"probability at T = {t:g}": [f"{p:.1%}" for p in top.values.tolist()]}
-    return pd.DataFrame(columns, index=pd.RangeIndex(1, 6, name="rank"))
 
 
 def reality(rows: Iterable[Mapping]) -> pd.DataFrame:

@@ -4,13 +4,12 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from tdbook.analysis.intervals import Interval
 from tdbook.report import tables
 from tdbook.runs import heartbeat
 from tdlib.shapes import SHAPES, LlamaConfig
-from tests.helpers import cases, tiny_model
+from tests.helpers import cases
 
 CASES = cases(__file__, "test_tables.yaml")
 
@@ -106,14 +105,3 @@ def test_a_sweep_is_listed_best_first():
     assert table["point"] == ["p2", "p1", "p1"] and table["loss"] == ["4.000", "4.100", "4.200"]
     assert table["rank"] == ["4", "4", "16 *"]  # as the plan has it
     assert table["loss − base's"][0] == "+0.100 [+0.000, +0.200]"
-
-
-def test_the_likeliest_pieces_are_those_of_the_model(tokenizer):
-    model = tiny_model(1, tokenizer.size, 8)
-    found = tables.likeliest(model, tokenizer, [5, 6], (1, 2.0, 1))
-    assert found.shape == (5, 4)  # a temperature asked twice is shown once
-    with torch.no_grad():
-        top = (model(torch.tensor([[5, 6]]))[0, -1] / 2).softmax(-1).topk(5)
-    pieces = [tokenizer.model.id_to_piece(i).replace("▁", " ") for i in top.indices.tolist()]
-    assert found["piece at T = 2"].tolist() == pieces
-    assert found["probability at T = 2"].tolist() == [f"{p:.1%}" for p in top.values.tolist()]

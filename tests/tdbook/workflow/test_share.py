@@ -24,7 +24,7 @@ from tdbook.workflow import run_pages
 MARK = "Nobody else may read this"  # in English, so that it is told apart from what tables name
 TELUGU = re.compile("[\u0c00-\u0c7f]+")
 PRIVATE = "/home/owner/private/diary.txt"
-OWN_TABLES = ("second-thoughts", "texts")
+OWN_TABLES = ("texts",)
 
 
 def read(path: Path) -> dict:
