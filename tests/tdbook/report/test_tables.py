@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import Trial
 from tdbook.report import tables
 from tdbook.runs import heartbeat
@@ -46,10 +45,8 @@ def test_the_quality_table_has_paired_intervals_gap_closed_and_the_plan_apart():
     assert table["plan: loss"] == ["2.58", "3.00–3.30", "3.50–3.80", "–"]
     assert table["plan's loss, our formula"] == ["100.0", "78.2–86.0", "67.9–73.7", "–"]
     assert table["plan: quality %"] == ["100", "75–80", "60–65", "–"]
-    wanted = {"parameters": "52,200,000", "loss": "2.500",
-              "perplexity": "12.2", "KL to teacher": "0.123",
-              "agreement": "65.4%", "calibration error": "3.2%"}  # fmt: skip
-    assert {name: table[name][1] for name in wanted} == wanted
+    row = [table[name][1] for name in ("parameters", "loss", "perplexity", "KL to teacher")]
+    assert row == ["52,200,000", "2.500", "12.2", "0.123"]
     # scratch is as good as the teacher
     losses, r = {"teacher": 3.0, "50m": 2.9, "50m-scratch": 3.0}, np.random.default_rng(0)
     noise = {name: loss + r.normal(0, 0.1, 99) for name, loss in losses.items()}
@@ -98,17 +95,6 @@ def test_numbers_are_written_with_their_units_beside_the_plans(table):
     found = getattr(tables, table)(*CASES[table]["given"]).reset_index()
     wanted = CASES[table]["columns"]
     assert {name: found[name].tolist() for name in wanted} == wanted
-
-
-def test_a_sweep_is_listed_best_first():
-    point = {"all": Interval(0.1, 0, 0.2), "hard": Interval(0), "easy": Interval(0)}
-    rows = [point | {"point": f"p{s}", "varied": {"rank": rank, "seed": s}, "loss": loss,
-                     "kl": 0.5, "minutes": 2}
-            for rank, s, loss in ((16, 1, 4.2), (4, 1, 4.1), (4, 2, 4.0))]  # fmt: skip
-    table = tables.sweep(rows, "03_lora").to_dict("list")
-    assert table["point"] == ["p2", "p1", "p1"] and table["loss"] == ["4.000", "4.100", "4.200"]
-    assert table["rank"] == ["4", "4", "16 *"]  # as the plan has it
-    assert table["all text"][0] == "+0.100 [+0.000, +0.200]"
 
 
 def test_the_likeliest_pieces_are_those_of_the_model(tokenizer):
