@@ -69,14 +69,6 @@ def test_every_kind_and_every_packing_gives_the_same_documents(real, tmp_path, k
         assert text.read([path]) == documents, path.name
 
 
-def test_a_text_is_its_file_cut_at_blank_lines(real, shared):
-    raw = lzma.open(shared / "data/telugu/wikipedia_articles.txt.xz").read().decode()
-    documents = real("wikipedia_articles")
-    assert {d.source for d in documents} == {"wikipedia_articles"} and len(documents) == 299
-    joined = "\n\n".join("\n".join(d.lines) for d in documents)
-    assert joined == re.sub(r"[^\S\n]+$", "", raw, flags=re.M).strip()
-
-
 def test_only_bom_line_ends_trailing_blanks_and_empty_lines_are_lost(tmp_path):
     inner = "  క\u200cష  é e\u0301\u2028ట"  # leading blanks, joiners, both é, a line separator
     content = json.dumps({"text": f"{inner} \t\r\n\n{B}"}, ensure_ascii=False)

@@ -238,7 +238,7 @@ def test_a_page_shows_in_a_browser_what_was_counted(tab, browser):
 
 
 def test_a_sentence_shows_every_place_that_rounding_changes_with_both_probabilities(
-    tokenizer, lines, tmp_path, tab
+    tokenizer, lines, tmp_path
 ):
     model = tiny_model(vocab=tokenizer.size, context=48, dim=64, mlp_dim=96).requires_grad_(False)
     model.save(tmp_path, {tokenizer.path.name: tokenizer.path})
@@ -265,6 +265,3 @@ def test_a_sentence_shows_every_place_that_rounding_changes_with_both_probabilit
     whole = [mark for row in page("tr") if row.td and "<0x" not in (mark := row.td.i.get_text())]
     assert len(marks) <= len(wanted) and {*whole} <= {*marks}  # bytes of a character are one mark
     assert page.find(string=re.compile("<0x"))  # escaped where it is HTML
-    tab.set_viewport_size({"width": 390, "height": 800})
-    tab.set_content(f"<style>{pages.WIDGETS_CSS}</style><main>{page}</main>")
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
