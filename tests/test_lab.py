@@ -1,6 +1,5 @@
 """02 in a real JupyterLab: sliders moved by key and mouse, a choice kept, the page loaded again."""
 
-import contextlib
 import json
 import os
 import re
@@ -49,13 +48,7 @@ def difficulty_N(folder) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def server(folder):
-    with serving(folder) as address:
-        yield address
-
-
-@contextlib.contextmanager
-def serving(folder: Path) -> Iterator[str]:
+def server(folder) -> Iterator[str]:
     """Address of a JupyterLab that has nothing of the user's: settings, kernels, workspaces."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

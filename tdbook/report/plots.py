@@ -57,12 +57,6 @@ class Mark:
     plan: tuple[float, float] | None = None  # from and to: the ground of its row
 
 
-def key(label: str, ink: str, form: str = "o", filled: bool = True) -> Line2D:
-    """A marker, or a line, for a legend."""
-    shape = {"marker": form, "linestyle": ""} if form else {"linewidth": 2}
-    return Line2D([], [], color=ink, label=label, markerfacecolor=ink if filled else "w", **shape)
-
-
 def forest(title: str, marks: Sequence[Mark], xlabel: str, keys=(), line=None) -> Figure:
     """Marks in the rows of their names, from the top; those of one row lie below each other. At
     `line` one is drawn."""
@@ -184,10 +178,11 @@ def effects(effects: Sequence[Effect], title: str) -> Figure:
             marks.append(Mark(e.what, *interval, ink, "D", filled=False))
             # the interval of two seeds may be wider than all else: it leaves the axes
             ends += interval if len(e.seeds) > 2 else interval[:1]
-    keys = [key("documents", GREY), key("seeds", GREY, "D", filled=False)]
-    roles = dict.fromkeys(e.role for e in effects)
-    keys += [key(words, ink, "") for ink, words in map(ROLES.get, roles)]
-    keys.append(mpl.patches.Patch(color=PLAN, label="the plan"))
+    how = {"color": GREY, "linestyle": ""}
+    keys = [Line2D([], [], marker="o", label="documents", **how)]
+    keys += [Line2D([], [], marker="D", markerfacecolor="w", label="seeds", **how)]
+    inks = dict(map(ROLES.get, dict.fromkeys(e.role for e in effects))) | {PLAN: "the plan"}
+    keys += [mpl.patches.Patch(color=ink, label=words) for ink, words in inks.items()]
     figure = forest(title, marks, "nats (or share); bars: 95 %", keys, line=0)
     ends = np.array(ends)[np.isfinite(ends)]
     room = 0.08 * (np.ptp(ends) or 1)
