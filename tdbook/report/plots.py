@@ -58,8 +58,7 @@ class Mark:
 
 
 def forest(title: str, marks: Sequence[Mark], xlabel: str, keys=(), line=None) -> Figure:
-    """Marks in the rows of their names, from the top; those of one row lie below each other. At
-    `line` one is drawn."""
+    """Marks in the rows of their names, from the top, those of one row below each other."""
     rows: dict[str, list[Mark]] = {}
     for mark in marks:
         rows.setdefault(mark.row, []).append(mark)
