@@ -54,6 +54,8 @@ def test_a_coloured_text_is_the_text_and_its_bytes_are_characters_with_their_sum
     assert soup(widgets.text_html(pieces[8:10], np.ones(2))).div.get_text() == "�"
     several = widgets.text_html(["<0xE0><0xB0><0x95>b"], np.array([0.5]))  # one token, once
     assert 'title="+0.50">కb<' in several
+    levels = soup(widgets.text_html([*"abcde"], np.array([0.2, 0.3, -0.8, 1.5, 9]))).div("i")
+    assert [mark["class"] for mark in levels] == [["w1"], ["b2"], ["w3"], ["w4"]]
 
 
 def test_worse_and_better_tokens_differ_without_colour_and_equal_ones_are_plain(tab):
