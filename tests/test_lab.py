@@ -1,6 +1,5 @@
 """02 in a real JupyterLab: sliders moved by key and mouse, a choice kept, the page loaded again."""
 
-import contextlib
 import json
 import os
 import re
@@ -19,7 +18,6 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tdlib import hard_set
 from tests.small_book import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -50,13 +48,7 @@ def difficulty_N(folder) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def server(folder):
-    with serving(folder) as address:
-        yield address
-
-
-@contextlib.contextmanager
-def serving(folder: Path) -> Iterator[str]:
+def server(folder) -> Iterator[str]:
     """Address of a JupyterLab that has nothing of the user's: settings, kernels, workspaces."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -158,6 +150,8 @@ def test_sliders_start_on_the_choice_in_force_and_move_all_that_is_shown(lab, di
     assert line_agreed(lab, difficulty_N)[1] <= 1
     slider(lab, "share").press("End")
     assert line_agreed(lab, difficulty_N)[1] == len(difficulty_N)
+    lab.explorer.get_by_role("button", name="25 %").click()
+    assert line_agreed(lab, difficulty_N)[1] == round(0.25 * len(difficulty_N))
     slider(lab, "threshold").press("Home")
     box = slider(lab, "threshold").bounding_box()
     y = box["y"] + box["height"] / 2
@@ -181,31 +175,6 @@ def test_the_texts_are_drawn_with_the_books_own_telugu_font_and_axe_finds_nothin
     violations = Axe().run(lab.page, context=".explorer").response["violations"]
     serious = [v for v in violations if v["impact"] in ("serious", "critical")]
     assert [(v["id"], v["nodes"][0]["html"]) for v in serious] == []
-
-
-def test_a_preset_is_kept_as_the_same_parameters_choose(lab, difficulty_N, folder):
-    noise = lab.explorer.get_by_role("combobox", name="noise")
-    junk = lab.explorer.get_by_role("checkbox", name="junk")
-    junk_N = np.load(folder / "out/scores/02_hard_set.features.npy")["junk"] > 0
-    some_junk = 0 < junk_N.sum() < len(junk_N)
-    lab.explorer.get_by_role("button", name="25 %").click()
-    assert line_agreed(lab, difficulty_N)[1] == round(0.25 * len(difficulty_N))
-    noise.select_option("2 %")
-    if some_junk:
-        junk.check()
-    expect(lab.explorer.locator(".texts")).to_have_attribute("aria-busy", "false")
-    lab.explorer.get_by_role("button", name="keep").click()
-    told = lab.explorer.locator("[role=status]")
-    expect(told).to_contain_text("kept in hard_set.json: by hand, by share: the hardest ")
-    written = json.loads((folder / "out/hard_set.json").read_text("utf8"))
-    expect(told).to_have_text(f"kept in hard_set.json: {written['words']}")
-    left_out_N = junk_N if some_junk else None
-    chosen = hard_set.select(difficulty_N, share=0.25, clip=0.02, left_out_N=left_out_N)
-    assert written["windows_K"] == chosen.windows_K.tolist()
-    noise.select_option("0 %")
-    if some_junk:
-        junk.uncheck()
-    assert line_agreed(lab, difficulty_N)[1] == round(0.25 * len(difficulty_N))
 
 
 def test_a_kept_choice_is_numpys_and_still_there_after_a_reload(lab, difficulty_N, folder, server):

@@ -21,10 +21,6 @@ ROOT = Path(__file__).parents[1]
 SIZE, CONTEXT = 700, 32
 
 
-def text_of(page: Path) -> str:
-    return BeautifulSoup(page.read_text("utf8"), "html.parser").get_text(" ")
-
-
 def execute(out: Path, run: str, **given) -> None:
     """A run of the smoke book, in this process."""
     own = parameters.read(ROOT / f"params/smoke/{run}.yaml")
@@ -67,7 +63,7 @@ def test_every_run_has_its_report_and_each_shows_telugu_without_markers(made):
     for run in ("00_teacher", "01_distill-50m", "02_hard_set"):
         state = json.loads((made / "state" / f"{run}.json").read_text())
         assert state["state"] == "done", state
-        words = text_of(made / f"{run}.html")
+        words = BeautifulSoup((made / f"{run}.html").read_text("utf8"), "html.parser").get_text(" ")
         assert not re.search("[\u0c00-\u0c7f]@@", words)
         assert len(re.findall("[\u0c00-\u0c7f]{2,}", words)) > 5, run
 

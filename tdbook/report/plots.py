@@ -9,7 +9,6 @@ so that a notebook shows it only once. First what all share: a model's look, axe
 import itertools
 import textwrap
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,6 @@ DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 LOOKS, ROLES, INKS, BOX = DATA.values()
 HARD, EASY, GREY, PLAN = INKS.values()
 WIDTH = 4.5  # inches
-Rows = Sequence[Mapping]
 
 
 def look(name: str) -> dict[str, str]:
@@ -51,63 +49,47 @@ class Mark:
 
     row: str
     value: float
-    low: float = np.nan
-    high: float = np.nan
-    ink: str = GREY
+    low: float
+    high: float
+    ink: str
     form: str = "o"
     filled: bool = True  # or hollow, its bar dotted
     note: str = ""  # beside it
     plan: tuple[float, float] | None = None  # from and to: the ground of its row
 
 
-def key(label: str, ink: str, form: str = "o", filled: bool = True) -> Line2D:
-    """A marker, or a line, for a legend."""
-    shape = {"marker": form, "linestyle": ""} if form else {"linewidth": 2}
-    return Line2D([], [], color=ink, label=label, markerfacecolor=ink if filled else "w", **shape)
-
-
-def forest(title: str, panels: Mapping, xlabel: str, keys=(), line=None) -> Figure:
-    """A figure of panels, {title: [marks in rows of their names, from the top]}. Marks of one row
-    that have intervals lie below each other. `line`: where to draw one in every panel."""
-    heights = []
-    for marks in panels.values():
-        rows = Counter(mark.row for mark in marks)
-        stacked = any(np.isfinite(mark.low) for mark in marks)
-        each = 0.15 + 0.11 * (max(rows.values()) if stacked else 1)
-        heights.append(0.4 + sum(each + 0.15 * (len(row) // 30) for row in rows))
-    figure = _titled(title, sum(heights) + 0.8 + 0.25 * -(-len(keys) // 2))
-    figure.subplots(len(heights), sharex=True, height_ratios=heights)
-    for ax, (name, marks) in zip(figure.axes, panels.items(), strict=True):
-        ax.set_title(name, loc="left")
-        _rows(ax, marks)
-        if line is not None:
-            ax.axvline(line, color="black", linewidth=1.2)
-    figure.axes[-1].set_xlabel(textwrap.fill(xlabel, 44))
-    if keys:
-        figure.legend(handles=keys, loc="outside lower center", ncols=2)
-    return figure
-
-
-def _rows(ax: Axes, marks: Sequence[Mark]) -> None:
-    rows = list(dict.fromkeys(mark.row for mark in marks))
-    spread = 0.7 * any(np.isfinite(mark.low) for mark in marks)
-    for i, row in enumerate(rows):
-        in_row = [mark for mark in marks if mark.row == row]
+def forest(title: str, marks: Sequence[Mark], xlabel: str, keys=(), line=None) -> Figure:
+    """Marks in the rows of their names, from the top, those of one row below each other."""
+    rows: dict[str, list[Mark]] = {}
+    for mark in marks:
+        rows.setdefault(mark.row, []).append(mark)
+    each = 0.15 + 0.11 * max(map(len, rows.values()))  # inches
+    height = 0.4 + sum(each + 0.15 * (len(row) // 30) for row in rows)
+    ax = _titled(title, height + 0.8 + 0.25 * -(-len(keys) // 2)).subplots()
+    for i, in_row in enumerate(rows.values()):
         for k, mark in enumerate(in_row):
-            y = i + spread * (k - (len(in_row) - 1) / 2) / len(in_row)
-            dash, fill, edge = ("-", mark.ink, "w") if mark.filled else (":", "w", mark.ink)
-            ax.plot([mark.low, mark.high], [y, y], dash, color=mark.ink, linewidth=2)
-            face = {"markersize": 7, "markerfacecolor": fill, "markeredgecolor": edge}
-            ax.plot(mark.value, y, mark.form, **face)
-            if mark.plan:
-                ax.barh(i, np.ptp(mark.plan), 0.9, min(mark.plan), color=PLAN, zorder=0)
-            if mark.note:
-                place = {"textcoords": "offset points", "va": "center", "bbox": BOX}
-                ax.annotate(minus(mark.note), (np.fmax(mark.value, mark.high), y), (5, 0), **place)
+            _mark(ax, mark, i, i + 0.7 * (k - (len(in_row) - 1) / 2) / len(in_row))
     ax.set_yticks(range(len(rows)), [textwrap.fill(minus(row), 30) for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.margins(x=0.14)  # room for notes
     ax.grid(axis="y", visible=False)
+    ax.set_xlabel(textwrap.fill(xlabel, 44))
+    if line is not None:
+        ax.axvline(line, color="black", linewidth=1.2)
+    if keys:
+        ax.figure.legend(handles=keys, loc="outside lower center", ncols=2)
+    return ax.figure
+
+
+def _mark(ax: Axes, mark: Mark, row: int, y: float) -> None:
+    dash, fill, edge = ("-", mark.ink, "w") if mark.filled else (":", "w", mark.ink)
+    ax.plot([mark.low, mark.high], [y, y], dash, color=mark.ink, linewidth=2)
+    ax.plot(mark.value, y, mark.form, markersize=7, markerfacecolor=fill, markeredgecolor=edge)
+    if mark.plan:
+        ax.barh(row, np.ptp(mark.plan), 0.9, min(mark.plan), color=PLAN, zorder=0)
+    if mark.note:
+        place = {"textcoords": "offset points", "va": "center", "bbox": BOX}
+        ax.annotate(minus(mark.note), (np.fmax(mark.value, mark.high), y), (5, 0), **place)
 
 
 def _titled(title: str, height: float) -> Figure:
@@ -125,7 +107,9 @@ def single(title: str, x: str, y: str) -> Axes:
     return ax
 
 
-def learning_curves(logs: Mapping[str, Rows], baseline: Mapping | None = None) -> Figure:
+def learning_curves(
+    logs: Mapping[str, Sequence[Mapping]], baseline: Mapping | None = None
+) -> Figure:
     """Validation loss over training tokens, {name: rows of its log}; baselines are levels."""
     ends = {name: log[-1]["val/loss"] for name, log in logs.items()}
     best, levels = min(ends, key=ends.get), baseline or {}
@@ -179,16 +163,21 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
         how = look(n) | {"note": f"{loss[n]:.3f}"}
         marks.append(Mark(n, loss[n], *intervals.interval(resampled[n]), **how))
     x = "validation loss (nats per token; bars: 95 %)"
-    return forest(title, {"": marks}, x, line=loss.get(teacher))
+    return forest(title, marks, x, line=loss.get(teacher))
 
 
 def maturity(shares: Mapping[str, Mapping[str, Interval]], title: str) -> Figure:
-    """Which share of a gap each way closes, percent; a panel a length of the base's training."""
-    panels = {}
+    """Which share of a gap each way closes, percent, by the length of the base's training; hollow:
+    on windows drawn by chance."""
+    marks, keys, inks = [], {}, {"adapter": "50m-hard", "weights": "teacher", "the": "50m"}
     for length, ways in shares.items():
-        looks = ((way, x, look(way)["ink"]) for way, x in ways.items())
-        panels[length] = [Mark(w, *x, ink=ink, note=f"{x.value:.1f}") for w, x, ink in looks]
-    return forest(title, panels, "share of the gap to 120M that is closed, %; bars: 95 %", line=0)
+        for way, x in ways.items():
+            ink, filled = look(inks[way.split()[0]])["ink"], "random" not in way
+            marks.append(Mark(length, *x, ink=ink, filled=filled))
+            how = dict(color=ink, linestyle="", mfc=ink if filled else "w")
+            keys[way] = Line2D([], [], marker="o", label=way, **how)
+    x = "share of the gap to 120M that is closed, %; bars: 95 %"
+    return forest(title, marks, x, [*keys.values()], line=0)
 
 
 def effects(effects: Sequence[Effect], title: str) -> Figure:
@@ -196,8 +185,7 @@ def effects(effects: Sequence[Effect], title: str) -> Figure:
     how = [{"ink": ROLES[e.role][0], "plan": e.plan, "filled": e.seeds > 1} for e in effects]
     pairs = zip(effects, how, strict=True)
     marks = [Mark(e.what, *e.interval, **x, note=f"{e.interval.value:+.3f}") for e, x in pairs]
-    roles = dict.fromkeys(e.role for e in effects)
-    keys = [key(words, ink, "") for ink, words in map(ROLES.get, roles)]
-    keys.append(key("one seed", GREY, filled=False))
-    keys.append(mpl.patches.Patch(color=PLAN, label="the plan"))
-    return forest(title, {"": marks}, "nats (or share); bars: 95 %", keys, line=0)
+    inks = dict(map(ROLES.get, dict.fromkeys(e.role for e in effects))) | {PLAN: "the plan"}
+    keys = [mpl.patches.Patch(color=ink, label=words) for ink, words in inks.items()]
+    keys.append(Line2D([], [], marker="o", color=GREY, linestyle="", mfc="w", label="one seed"))
+    return forest(title, marks, "nats (or share); bars: 95 %", keys, line=0)

@@ -9,7 +9,6 @@ text, N windows, M in a view from easy to hard, S stops, G groups.
 """
 
 import codecs
-import html
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -40,8 +39,8 @@ SHARES = np.arange(1, 201) / 200  # positions of the slider of shares
 def text_html(pieces: list[str], difference_T: np.ndarray) -> str:
     """SentencePiece pieces as text, each on a ground of its own difference, with a legend line.
     Nothing stands between two pieces: a Telugu syllable cut in two is still shaped as one."""
-    body = "".join(_span(text, d) for text, d in _characters(pieces, difference_T.tolist()))
-    return f'<div lang="te" style="white-space:pre-wrap">{body}</div>{LEGEND}'
+    spans = _characters(pieces, difference_T.tolist())
+    return COLOURED.render(spans=spans, levels=LEVELS) + LEGEND
 
 
 def _characters(pieces: list[str], differences: list[float]) -> Iterator[tuple[str, float]]:
@@ -57,14 +56,7 @@ def _characters(pieces: list[str], differences: list[float]) -> Iterator[tuple[s
     yield decoder.decode(b"", final=True), total
 
 
-def _span(text: str, difference: float) -> str:
-    level = int(np.searchsorted(LEVELS, abs(difference), side="right"))
-    if level == 0 or np.isnan(difference):
-        return html.escape(text)
-    kind = f"{'w' if difference > 0 else 'b'}{level}"  # short, since a report holds thousands
-    return f'<i class="{kind}" title="{difference:+.2f}">{html.escape(text)}</i>'
-
-
+COLOURED = pages.environment().get_template("coloured.html.j2")
 LEGEND = pages.environment().get_template("legend.html.j2").render(levels=LEVELS)
 
 

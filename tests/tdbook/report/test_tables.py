@@ -44,10 +44,8 @@ def test_the_quality_table_has_paired_intervals_gap_closed_and_the_plan_apart():
     assert table["plan: loss"] == ["2.58", "3.00–3.30", "3.50–3.80", "–"]
     assert table["plan's loss, our formula"] == ["100.0", "78.2–86.0", "67.9–73.7", "–"]
     assert table["plan: quality %"] == ["100", "75–80", "60–65", "–"]
-    wanted = {"parameters": "52,200,000", "loss": "2.500",
-              "perplexity": "12.2", "KL to teacher": "0.123",
-              "agreement": "65.4%", "calibration error": "3.2%"}  # fmt: skip
-    assert {name: table[name][1] for name in wanted} == wanted
+    row = [table[name][1] for name in ("parameters", "loss", "perplexity", "KL to teacher")]
+    assert row == ["52,200,000", "2.500", "12.2", "0.123"]
     # scratch is as good as the teacher
     losses, r = {"teacher": 3.0, "50m": 2.9, "50m-scratch": 3.0}, np.random.default_rng(0)
     noise = {name: loss + r.normal(0, 0.1, 99) for name, loss in losses.items()}
