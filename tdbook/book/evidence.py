@@ -242,10 +242,8 @@ def effects_table(this: Run, tokens: data.Tokens, t: Trial, verdicts: Sequence[V
     has read other parts of."""
     table = verdict.effects_table(verdicts)
     if t.losses.split == "works" and tokens.confirm and tokens.confirm.known_N.any():
-        losses, document_N = (
-            Losses(this, tokens, "confirm"),
-            token_files.origins(tokens, "confirm")[0],
-        )
+        losses = Losses(this, tokens, "confirm")
+        document_N = token_files.origins(tokens, "confirm")[0]
         pairs = (e.pairs for v in verdicts for e in v.effects if e.seeds)
         values = [verdict.measure(losses, x, document_N).value if x else math.nan for x in pairs]
         table.insert(table.columns.get_loc("seeds"), "on sections", values)
