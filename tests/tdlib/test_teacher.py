@@ -115,16 +115,24 @@ CLOSE = 1e-4  # float32 against float64: 1e-6 of the largest logit; the other or
 
 
 @pytest.mark.parametrize("change, prefix", SHAPES)
-def test_logits_are_upstreams_at_every_position(change, prefix, tmp_path):
-    shape = SHAPE | change
-    state = upstream(**change)
-    wanted = upstream_logits(state, some_ids(), shape["heads"])
-    named = {prefix + name: weight for name, weight in state.items()}
-    model = teacher.load(written(tmp_path, named, shape["layers"], shape["heads"]))
-    assert wanted.std() > 1  # sharp distributions: errors show
-    near(model(some_ids()), wanted, CLOSE)
-    assert (model.config.layers, model.config.mlp_dim) == (shape["layers"], shape["mlp_dim"])
-    assert not any(w.requires_grad for w in model.parameters()) and not model.training
+def test_logits_are_upstreams_at_every_position_by_the_files_own_theta_type_and_head(
+    change, prefix, tmp_path
+):
+    shape, state = SHAPE | change, upstream(**change)
+    half = {k: v.bfloat16() for k, v in state.items() if k not in ("freqs_cis", HEAD)}
+    untied = state | {HEAD: torch.randn(VOCAB, shape["dim"])}
+    for given, theta in ((state, 500.0), (half, 10000.0), (untied, 10000.0)):
+        named = {prefix + name: weight for name, weight in given.items()}
+        how = dict(rope_theta=theta, vocab_size=86_071)
+        model = teacher.load(written(tmp_path, named, shape["layers"], shape["heads"], **how))
+        wanted = upstream_logits({HEAD: given[WTE]} | given, some_ids(), shape["heads"], theta)
+        assert wanted.std() > 1  # sharp distributions: errors show
+        near(model(some_ids()), wanted, CLOSE)
+        c, weights = model.config, [*model.parameters()]
+        assert (c.layers, c.mlp_dim) == (shape["layers"], shape["mlp_dim"])
+        assert (c.vocab_size, c.context, c.tied) == (VOCAB, CONTEXT, given is not untied)
+        assert all(w.dtype == torch.float32 and not w.requires_grad for w in weights)
+        assert not model.training
 
 
 @pytest.mark.parametrize("options", CASES["second version"]["options"])
@@ -136,19 +144,6 @@ def test_a_second_version_is_read_with_its_heads_norms_and_layers_run_twice(opti
     near(model(some_ids()), wanted, CLOSE)
     c = model.config
     assert (c.layers, c.kv_heads, c.qk_norm, c.tied) == (2 + 2 * shared, kv_heads, norms, tied)
-
-
-def test_theta_vocabulary_type_and_head_are_the_files_own(tmp_path):
-    state = upstream()
-    half = {k: v.bfloat16() for k, v in state.items() if k not in ("freqs_cis", HEAD)}
-    untied = state | {HEAD: torch.randn(VOCAB, SHAPE["dim"])}
-    for given, theta in ((state, 500.0), (half, 10000.0), (untied, 10000.0)):
-        model = teacher.load(written(tmp_path, given, rope_theta=theta, vocab_size=86_071))
-        wanted = upstream_logits({HEAD: given[WTE]} | given, some_ids(), theta=theta)
-        near(model(some_ids()), wanted, CLOSE)
-        assert (model.config.vocab_size, model.config.context) == (VOCAB, CONTEXT)
-        assert all(weight.dtype == torch.float32 for weight in model.parameters())
-        assert model.config.tied == (given is not untied)
 
 
 def changed(path, change) -> None:
