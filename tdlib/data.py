@@ -143,11 +143,13 @@ def byte_each(path: Path, count: int, mode: str = "r") -> np.memmap:
 
 
 class Targets:
-    """The text alone, which suffices at ce_weight 1. The others override what differs."""
+    """A teacher that reads every batch beside the student, a model or anything with .hidden and
+    .head; without one the text alone, which suffices at ce_weight 1."""
 
-    teacher = None  # a model, or anything with .hidden and .head
-    hidden = None  # the teacher's
     sampling: str | None = None  # how its distribution was sampled; None: it is given whole
+
+    def __init__(self, teacher=None):
+        self.teacher, self.hidden = teacher, None if teacher is None else teacher.hidden
 
     def check(self, windows: Windows, temperature: float | None = None) -> None:
         """ValueError: not made for these windows, or for another temperature."""
@@ -161,25 +163,14 @@ class Targets:
 
     def arguments(self, rows_B, ids_BT: Tensor, targets_BT: Tensor, stored) -> dict[str, Tensor]:
         """What the loss takes of the teacher for a batch, of which `read` gave `stored`."""
-        return {}
+        if self.teacher is None:
+            return {}
+        hidden_NE = self.hidden(ids_BT).flatten(0, 1)
+        return dict(teacher_hidden_NE=hidden_NE, teacher_head_VE=self.teacher.head)
 
     def sync(self) -> None:
         """Returns once all that was stored is on the disk."""
 
 
-class Online(Targets):
-    """A teacher that reads every batch beside the student."""
-
-    def __init__(self, teacher):
-        self.teacher, self.hidden = teacher, teacher.hidden
-
-    def arguments(self, rows_B, ids_BT, targets_BT, stored) -> dict[str, Tensor]:
-        hidden_NE = self.hidden(ids_BT).flatten(0, 1)
-        return dict(teacher_hidden_NE=hidden_NE, teacher_head_VE=self.teacher.head)
-
-
 def as_targets(teacher) -> Targets:
-    """Targets as they are; those of a teacher, asked online; without one, the text alone."""
-    if teacher is None:
-        return Targets()
-    return teacher if isinstance(teacher, Targets) else Online(teacher)
+    return teacher if isinstance(teacher, Targets) else Targets(teacher)

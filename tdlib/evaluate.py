@@ -78,18 +78,13 @@ def evaluate(
     progress: hard_set.Progress = lambda done, all, message: None,
 ) -> Evaluation:
     """Loss on every window; on `fixed` ones calibration, and against a teacher the rest."""
-
-    def tell(more: int) -> None:
-        nonlocal done
-        progress(done := done + more, len(windows), "windows evaluated")
-
     rows_M, done = fixed_rows(windows, fixed), 0
     rest, loss_N = np.setdiff1d(np.arange(len(windows)), rows_M), np.empty(len(windows), np.float32)
     for rows in windows.batches(rest, 128):
         loss_N[rows] = hard_set.window_loss(model, windows, rows, device)
-        tell(len(rows))
+        progress(done := done + len(rows), len(windows), "windows evaluated")
     with hard_set.precision("tf32", device):
-        each = _compare(model, teacher, windows, rows_M, device, tell)
+        each = _compare(model, teacher, windows, rows_M, device, progress)
     loss_MT = each["loss_MT"].cpu().numpy()
     loss_N[rows_M] = known_mean(loss_MT, axis=1)
     # on the CPU: on CUDA a weighted bincount is not deterministic, and may be forbidden
@@ -98,12 +93,12 @@ def evaluate(
     return Evaluation(loss_N, rows_M, loss_MT, calibration, *means)
 
 
-def _compare(model, teacher, windows, rows_M, device, tell=lambda more: None) -> dict[str, Tensor]:
+def _compare(model, teacher, windows, rows_M, device, progress) -> dict[str, Tensor]:
     """Per token of some windows, one window's logits at a time: loss_MT, NaN where masked; of the
     tokens that are not masked, the rest. ValueError: a value is not finite, a fault that a mean
     would hide."""
-    parts = []
-    for row in rows_M:
+    parts, count = [], len(windows)  # all but these are done
+    for done, row in enumerate(rows_M, count - len(rows_M) + 1):
         ids_1T, (y_T,) = windows.batch([row], device)
         log_q_TV, counts_T = model(ids_1T)[0].float().log_softmax(-1), y_T != data.IGNORE
         loss_T = -log_q_TV.gather(-1, y_T.clamp(min=0)[:, None])[:, 0]
@@ -118,7 +113,7 @@ def _compare(model, teacher, windows, rows_M, device, tell=lambda more: None) ->
         part = dict(confidence=top.values.exp(), right=right_T, kl=kl_T, same=same_T, kept=kept_T)
         part = {name: x_T[counts_T] for name, x_T in part.items()}
         parts.append(part | {"loss_MT": torch.where(counts_T, loss_T, torch.nan)[None]})
-        tell(1)
+        progress(done, count, "windows evaluated")
     each = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     finite = int(each["loss_MT"].isfinite().sum()) == len(each["right"])
     if not finite or (teacher is not None and not each["kl"].isfinite().all()):

@@ -180,8 +180,7 @@ def _updates(student, targets, windows, state, steps, device, team) -> Iterator[
     """Makes the steps that are left, and gives the number of each."""
 
     def read(rows_B: Sequence[int]) -> tuple[Tensor, ...]:
-        weights = () if windows.weights is None else (torch.from_numpy(windows.weights_of(rows_B)),)
-        return *weights, *targets.read(rows_B)
+        return torch.from_numpy(windows.weights_of(rows_B)), *targets.read(rows_B)
 
     recipe, left = state.recipe, steps[state.step :]
     parts = (team.micro_batches(rows_B, recipe.micro_windows) for rows_B in left)
@@ -202,11 +201,9 @@ def _accumulate(step_module, windows, rows_B, recipe, meter, stream, team) -> Te
     total = torch.full((), max(1, windows.targets(rows_B)), device=device)  # a copy would wait
     # bf16 on CUDA; on a CPU it gains nothing
     cast = torch.autocast("cuda", torch.bfloat16, enabled=meter.sums.is_cuda)
-    before, weights_BT = meter.sums.clone(), None
+    before = meter.sums.clone()
     for i, rows in enumerate(mine, 1):
-        ids_BT, targets_BT, *stored = next(stream)
-        if windows.weights is not None:
-            weights_BT, *stored = stored
+        ids_BT, targets_BT, weights_BT, *stored = next(stream)
         step_module.require_backward_grad_sync = i == len(mine)  # of all ranks: once
         with cast, cached():
             parts = step_module(ids_BT, targets_BT, recipe, rows, stored, weights_BT)

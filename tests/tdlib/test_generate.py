@@ -1,4 +1,4 @@
-"""Generation against full forwards of transformers' Llama, and draws against float64 by hand."""
+"""Generation and draws against transformers' Llama and its own ways of drawing."""
 
 import numpy as np
 import pytest
@@ -75,53 +75,36 @@ def test_the_seed_alone_draws_and_the_global_generator_is_left_alone(model):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def by_hand(logits_V: np.ndarray, text: list[int], s: Sampling) -> np.ndarray:
-    """Probabilities in float64, one step after another, in plain loops over the sorted ids."""
-    logits_V = logits_V.astype(np.float64)
-    for i in set(text):
-        logits_V[i] *= 1 / s.repetition_penalty if logits_V[i] > 0 else s.repetition_penalty
-    scaled_V = logits_V / s.temperature
-    p_V = np.exp(scaled_V - scaled_V.max())
-    order = np.argsort(-p_V).tolist()
-    if s.top_k:
-        p_V[[i for i in order if p_V[i] < p_V[order[: s.top_k][-1]]]] = 0
-    p_V /= p_V.sum()
-    together = 0.0
-    for i in order:
-        if together >= s.top_p:
-            p_V[i] = 0
-        together += p_V[i]
-    p_V[p_V < s.min_p * p_V.max()] = 0
-    return p_V / p_V.sum()
-
-
 WAYS = {name: Sampling(**way) for name, way in CASES["ways"].items()}
 DRAWN = [(WRITERS[0][0], "temperature"), (Decoder, "top-k"), (Decoder, "all")]
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
-def test_probabilities_are_those_worked_out_by_hand_and_those_of_transformers(way):
-    """Its processors in the order in which its own generate makes them."""
+def theirs(logits_NV: torch.Tensor, text: list[int], way: Sampling) -> torch.Tensor:
+    """Probabilities by transformers' processors, in the order in which its own generate makes
+    them, (N, V) in float64."""
     settings = transformers.GenerationConfig(do_sample=True, **vars(way))
     steps = twin(tiny(vocab_size=V))._get_logits_processor(settings, input_ids_seq_length=5)
+    return steps(torch.tensor([text] * len(logits_NV)), logits_NV.double()).softmax(-1)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_probabilities_are_those_of_transformers(way):
+    logits_NV = torch.from_numpy(np.random.default_rng(0).normal(0, 3, (40, V)).astype(np.float32))
     text = [3, 9, 9, 40, 96]
-    for logits_V in np.random.default_rng(0).normal(0, 3, (40, V)).astype(np.float32):
-        found = generate.probabilities(torch.tensor(logits_V), text, way).numpy()
-        np.testing.assert_allclose(found, by_hand(logits_V, text, way), atol=2e-6)
-        theirs = steps(torch.tensor([text]), torch.tensor(logits_V)[None])[0].softmax(-1)
-        np.testing.assert_allclose(found, theirs, atol=2e-6)
+    found_NV = torch.stack([generate.probabilities(x, text, way) for x in logits_NV])
+    np.testing.assert_allclose(found_NV, theirs(logits_NV, text, way), atol=2e-6)
     equal = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0])  # to the last of top-k: kept
     kept = generate.probabilities(equal, [], Sampling(temperature=1.0, top_k=2)).nonzero()[:, 0]
     assert kept.tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("form, way", DRAWN)
-def test_draws_follow_the_probabilities_by_hand(form, way):
+def test_draws_follow_the_probabilities(form, way):
     way = WAYS[way]
     model, draws = tiny_model(8, 12, 8, scale=4.0, layers=1), 1000
     with torch.no_grad():
-        logits_V = model(torch.tensor([[3, 5]]))[0, -1].double().numpy()
-    p_V, writer = by_hand(logits_V, [3, 5], way), form(model)
+        (p_V,) = theirs(model(torch.tensor([[3, 5]]))[:, -1], [3, 5], way).numpy()
+    writer = form(model)
     found = [generate.generate(writer, [3, 5], 1, seed=seed, **vars(way)) for seed in range(draws)]
     count_V = np.bincount(np.ravel(found), minlength=12)
     assert count_V[p_V == 0].sum() == 0

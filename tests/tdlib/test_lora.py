@@ -65,16 +65,28 @@ def test_peft_reads_our_adapters_to_the_same_outputs_and_gradients(rank, scale, 
         near(mine[name], yours[f"base_model.model.model.{name}.default.weight"], 1e-5)
 
 
-@pytest.mark.parametrize("targets", [sorted(SEVEN), ["q_proj", "v_proj"], "all-linear"])
+# with heads that together are wider than the stream
+NORMS = dict(qk_norm=True, head_dim=16)
+READ = [({}, sorted(SEVEN)), ({}, ["q_proj", "v_proj"]), ({}, "all-linear"), (NORMS, "all-linear")]
+
+
+@pytest.mark.parametrize("shape, targets", READ)
 @torch.no_grad()
-def test_we_read_pefts_adapters_to_the_same_outputs(targets, base, tmp_path):
+def test_we_read_pefts_adapters_to_the_same_outputs_and_it_those_that_we_read(
+    shape, targets, tmp_path
+):
+    """QK norms have none."""
+    (model := tiny(**shape)).save(base := tmp_path / "base")
     theirs, ids = peft_of(base, tmp_path / "adapter", targets, r=3, lora_alpha=7.5), some_ids()
-    model = lora.load(Llama.load(base), tmp_path / "adapter")
-    near(model(ids), theirs(ids).logits, 1e-5)
+    lora.load(model, tmp_path / "adapter")
+    names = {name.split(".")[-1] for name in lora.adapters(model)}
+    assert names == (SEVEN if targets == "all-linear" else {*targets})
+    lora.save(model, tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(hugging_face(base), tmp_path / "ours")(ids).logits
+    found, wanted = [model(ids), again], theirs(ids).logits
     lora.merge(model).save(tmp_path / "merged")
-    wanted = theirs.merge_and_unload()(ids).logits
-    near(model(ids), wanted, 1e-5)
-    near(hugging_face(tmp_path / "merged")(ids).logits, wanted, 1e-5)
+    for logits in (*found, model(ids), hugging_face(tmp_path / "merged")(ids).logits):
+        near(logits, wanted, 1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -108,21 +120,6 @@ def test_an_option_of_peft_that_changes_nothing_is_read_as_peft_does(change, bas
     folder, ids = spoilt(pefts, tmp_path / "adapter", **change), some_ids()
     theirs = peft.PeftModel.from_pretrained(hugging_face(base), folder).eval()
     near(lora.load(tiny(), folder)(ids), theirs(ids).logits, 1e-5)
-
-
-@torch.no_grad()
-def test_beside_qk_norms_adapters_are_pefts_both_ways_and_norms_have_none(tmp_path):
-    """With heads that together are wider than the stream."""
-    shape, ids = dict(qk_norm=True, head_dim=16), some_ids()
-    tiny(**shape).save(tmp_path / "base")
-    theirs = peft_of(tmp_path / "base", tmp_path / "peft", "all-linear", r=3, lora_alpha=7.5)
-    model = lora.load(tiny(**shape), tmp_path / "peft")
-    assert {name.split(".")[-1] for name in lora.adapters(model)} == SEVEN
-    lora.save(model, tmp_path / "ours")
-    again = peft.PeftModel.from_pretrained(hugging_face(tmp_path / "base"), tmp_path / "ours")
-    lora.merge(model).save(tmp_path / "merged")
-    for found in (model(ids), again(ids).logits, hugging_face(tmp_path / "merged")(ids).logits):
-        near(found, theirs(ids).logits, 1e-5)
 
 
 def test_a_cut_adapter_is_named(tmp_path):

@@ -433,11 +433,3 @@ def test_steps_without_a_target_do_not_make_the_next_ones_look_like_a_jump():
     for step, loss in enumerate([0.0, *[5.0] * 3, *[0.0] * 200, 5.0], 1):
         state.update(step, 1e-3, torch.tensor(loss))
     assert not state.skipped and state.loss_ema == 5
-
-
-def test_a_missing_teacher_and_a_short_context_are_refused():
-    short, recipe, told = tiny(context=T - 1), quick(ce_weight=0.99), [T, T - 1]
-    pairs = (tiny(), None, ["0.99", "teacher"]), (short, wider(), told), (tiny(), short, told)
-    for student, teacher, words in pairs:
-        with refused(*words):
-            train.fit(student, some_windows(), recipe, teacher=teacher)

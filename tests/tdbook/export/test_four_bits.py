@@ -141,26 +141,23 @@ def test_importance_lessens_the_error_it_weighs_and_0_is_no_matter(kind):
 
 
 def test_q4_k_is_for_widths_that_256_divides(tokenizer, tmp_path):
-    for dim, mlp_dim, offered in ((256, 704, True), (128, 512, False)):
-        shape = dict(dim=dim, mlp_dim=mlp_dim, layers=1)
-        folder = tmp_path / str(dim)
-        net = saved(folder, tokenizer.path, tokenizer.size, 3.0, **shape)
-        model = gguf_file.read(folder)
-        assert ("Q4_K" in gguf_file.formats(model.config)) == offered
-        if not offered:
-            with pytest.raises(ValueError, match="needs a width that 256 divides"):
-                to_gguf(folder, tmp_path / "x.gguf", "Q4_K")
-            continue
-        with pytest.warns(UserWarning, match=COARSE) as told:
-            to_gguf(folder, tmp_path / "x.gguf", "Q4_K", random_importance(folder))
-        kinds = gguf_file.kinds(model, "Q4_K")
-        names = "model.embed_tokens", *(f"model.layers.0.mlp.{x}_proj" for x in ("up", "down"))
-        assert [kinds[f"{n}.weight"] for n in names] == [Kind.Q6_K, Kind.Q4_K, Kind.Q5_0]
-        assert len(told) == 1 and gguf_file.coarse(model, "IQ4_NL") == ""
-        net.load_state_dict(of_file(tmp_path / "x.gguf", net))
-        found = llama_cpp.Model(tmp_path / "x.gguf", exact=True).logprobs(ids := [3, 300, 5, 60, 7])
-        off_TV = found - inference.log_p(net, ids).numpy()
-        assert np.abs(off_TV).mean() < 0.02  # inputs have 8 bits there
+    given, path, folder = (tokenizer.path, tokenizer.size, 3.0), tmp_path / "x.gguf", tmp_path / "m"
+    narrow = saved(tmp_path / "128", *given, dim=128, mlp_dim=512, layers=1)
+    with pytest.raises(ValueError, match="needs a width that 256 divides"):
+        to_gguf(tmp_path / "128", path, "Q4_K")
+    net = saved(folder, *given, dim=256, mlp_dim=704, layers=1)
+    assert ["Q4_K" in gguf_file.formats(m.config) for m in (narrow, net)] == [False, True]
+    with pytest.warns(UserWarning, match=COARSE) as told:
+        to_gguf(folder, path, "Q4_K", random_importance(folder))
+    model = gguf_file.read(folder)
+    kinds = gguf_file.kinds(model, "Q4_K")
+    names = "model.embed_tokens", *(f"model.layers.0.mlp.{x}_proj" for x in ("up", "down"))
+    assert [kinds[f"{n}.weight"] for n in names] == [Kind.Q6_K, Kind.Q4_K, Kind.Q5_0]
+    assert len(told) == 1 and gguf_file.coarse(model, "IQ4_NL") == ""
+    net.load_state_dict(of_file(path, net))
+    found = llama_cpp.Model(path, exact=True).logprobs(ids := [3, 300, 5, 60, 7])
+    off_TV = found - inference.log_p(net, ids).numpy()
+    assert np.abs(off_TV).mean() < 0.02  # inputs have 8 bits there
 
 
 COARSE = r"\d\d\.\d% of Q4_K is in 4 bits: rows of 704 weights .* 256, and stay in 5 bits"
