@@ -113,52 +113,37 @@ def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[Verdict]:
     return verdicts
 
 
-def maturity(t: Trial) -> list[dict]:
+def maturity(t: Trial) -> tuple[pd.DataFrame, dict[str, dict[str, Interval]]]:
     """What each way to go on wins back, of the base's loss and of the gap to the largest student of
-    as many tokens, for bases that are ends of one training; the seeds' mean of each."""
-    base, rows = t.models[t.base], []
-    ends = (
-        m
-        for m in t.models.values()
-        if m.seeds == base.seeds and base.same_but(m, {*checkpoint.LENGTH})
-    )
+    as many tokens, for bases that are ends of one training: a table, and the shares in percent."""
+    base, rows, shares, length = t.models[t.base], [], {}, {*checkpoint.LENGTH}
+    ends = (m for m in t.models.values() if m.seeds == base.seeds and base.same_but(m, length))
     for end in sorted(ends, key=lambda m: m.tokens):
-        at = replace(t, base=end.name)
+        at, tokens = replace(t, base=end.name), f"{end.tokens / 1e6:.3g} million tokens"
         for way in WAYS if t.arms(end) else ():
             gain = at.effect(f"{way} − its base")
             share = at.effect(["its base", way, "student-120m"])
-            row = {"million tokens": f"{end.tokens / 1e6:.3g}", "way": way.removeprefix("best ")}
-            rows.append(row | {"gain": gain, "share": share})
-    return rows
+            row = {"base": tokens, "way": way.removeprefix("best ")}
+            row["loss − the base's"] = f"{gain.interval}" if gain.seeds else "not run"
+            percent = Interval(*(100 * x for x in share.interval))
+            row["share of the gap, %"] = f"{percent:.1f}" if share.seeds else "not run"
+            rows.append(row | {"seeds": f"{gain.seeds}; {share.seeds}"})
+            if share.seeds:
+                shares.setdefault(tokens, {})[row["way"]] = percent
+    return pd.DataFrame(rows), shares
 
 
-def maturity_table(rows: Sequence[dict]) -> pd.DataFrame:
-    table = []
-    for row in rows:
-        gain, share = row.pop("gain"), row.pop("share")
-        percent = Interval(*(100 * x for x in share.interval))
-        row |= {"loss − the base's": f"{gain.interval}" if gain.seeds else "not run"}
-        row |= {"share of the gap, %": f"{percent:.1f}" if share.seeds else "not run"}
-        table.append(row | {"seeds": f"{gain.seeds}; {share.seeds}"})
-    return pd.DataFrame(table)
-
-
-def centre(this: Run, rows: Sequence[dict]) -> str:
-    """The plan's centre in one sentence, and its figure: the share of the gap, percent."""
-    shares: dict[str, dict[str, Interval]] = {}
-    for row in (row for row in rows if row["share"].seeds):
-        percent = Interval(*(100 * x for x in row["share"].interval))
-        shares.setdefault(f"{row['million tokens']} million tokens", {})[row["way"]] = percent
+def centre(this: Run, shares: dict[str, dict[str, Interval]]) -> str:
+    """The plan's centre in one sentence, and its figure."""
     told = []
-    for length, ways in shares.items():
+    for tokens, ways in shares.items():
         known = (f"{ways[way].value:.1f} % by {way}" for way in SHORT if way in ways)
-        told.append(f"after {length} {', '.join(known)}")
+        told.append(f"after {tokens} {', '.join(known)}")
     if not told:
         return "No base of several lengths has an adapter here."
-    answer = f"Of the gap from 50M to 120M is won back: {'; '.join(told)}."
     figure = plots.maturity(shares, "What wins back how much of the gap from 50M to 120M?")
     this.figure("maturity", figure, alt="Share of the gap to 120M, by tokens of the base and way")
-    return answer
+    return f"Of the gap from 50M to 120M is won back: {'; '.join(told)}."
 
 
 def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> dict[str, list[Effect]]:

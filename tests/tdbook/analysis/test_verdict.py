@@ -299,14 +299,14 @@ def test_each_way_to_go_on_is_told_by_how_much_the_base_has_learnt():
             add(arm, name, level - gain, 300)
     development = {name: mean if "-0.001" in name else 9 for name, mean in means.items()}
     t = of(records, means, base="w1-2", picked_by="w2-2", development=development)
-    rows = {(r["million tokens"], r["way"]): r for r in evidence.maturity(t)}
-    assert len(rows) == 10 and rows["1", "weights on hard"]["share"].seeds == 0
-    wanted = {("1", "adapter on hard"): (-0.04, 0.1), ("1", "adapter on random"): (-0.02, 0.05)}
-    wanted |= {("2", "adapter on hard"): (0, 0), ("1", "the longer training"): (-0.2, 0.5)}
-    for place, (gain, share) in wanted.items():
-        row = rows[place]
-        assert row["gain"].interval.value == pytest.approx(gain, abs=1e-9), place
-        assert row["share"].interval.value == pytest.approx(share, abs=1e-9), place
-        assert (row["gain"].seeds, row["share"].seeds) == (5, 3)
-    told = evidence.maturity_table([*rows.values()])
-    assert told["share of the gap, %"][0].startswith("+10.0 [") and told["seeds"][0] == "5; 3"
+    table, shares = evidence.maturity(t)
+    rows = {(row["base"][0], row["way"]): row for row in table.to_dict("records")}
+    assert len(rows) == 10 and rows["1", "weights on hard"]["share of the gap, %"] == "not run"
+    wanted = {("1", "adapter on hard"): (-0.04, 10), ("1", "adapter on random"): (-0.02, 5)}
+    wanted |= {("2", "adapter on hard"): (0, 0), ("1", "the longer training"): (-0.2, 50)}
+    for (length, way), (gain, share) in wanted.items():
+        row, percent = rows[length, way], shares[f"{length} million tokens"][way]
+        assert percent.value == pytest.approx(share, abs=1e-6)
+        assert row["loss − the base's"][1:].startswith(f"{abs(gain):.3f} [")
+        assert (row["loss − the base's"][0] == "−") == (gain < 0) or not gain
+        assert row["share of the gap, %"] == f"{percent:.1f}" and row["seeds"] == "5; 3"
