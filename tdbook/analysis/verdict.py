@@ -36,7 +36,9 @@ LONGER = 1.01  # times the tokens of another model
 AS = {"as_base": "its base", "as_scratch": "scratch"}  # key of a role → what it is otherwise like
 LIKE = {"made_from": "adapter on hard"} | AS  # and what the best of a role is otherwise like
 OLD_RULES = "rules of 2026-11-28"  # a column: the verdict that was published then
-DECISIVE = ["claim", "verdict", "measured", "the plan", "seeds"]  # columns
+DECISIVE = ["claim", "verdict", "measured", "the plan", "at equal cost"]  # shown; files have all
+SURE = ["claim", "seeds", "resolves", OLD_RULES]
+NUMBERS = ["effect", "value", "low", "high", "seeds"]
 
 
 def judge_one(interval: Interval, least: float = 0.0, claimed: int = -1) -> tuple[str, str]:

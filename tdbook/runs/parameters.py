@@ -236,11 +236,10 @@ def _wrong_together(values: dict) -> Iterator[str]:
     if trains == "scales" and not rounding:
         yield "trains = scales are those of rounded matrices: write rounding: q4_0"
     lengths, limit = tokens_of(values.get("cooldowns", "")), values.get("token_limit")
-    if lengths and values["schedule"] != "wsd":
-        yield "cooldowns are of a stable schedule: write schedule: wsd, or take them away"
-    if lengths and (values["four_bit_share"] or not limit or max(lengths.values()) >= limit):
-        fault = f"cooldowns = {values['cooldowns']} must be shorter than token_limit = {limit:,}"
-        yield f"{fault}, and four_bit_share 0: correct one of the three"
+    plain = values.get("schedule") == "wsd" and not values["four_bit_share"]
+    if lengths and not (plain and limit and max(lengths.values()) < limit):
+        fault = f"cooldowns = {values['cooldowns']} need schedule: wsd, four_bit_share: 0 and a"
+        yield f"{fault} longer token_limit, which is {limit:,}: correct them, or take them away"
     if part and not 1 < int(folds) >= int(part):
         yield f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"'
 

@@ -143,13 +143,14 @@ class Run:
             sys.modules["matplotlib.pyplot"].close(figure)
         display(Image(png.getvalue(), alt=alt), metadata={"alt": alt})
 
-    def table(self, name: str, table, text: bool = False) -> None:
-        """Save as tables/<run>-<name>.csv and .md, and show it; `text` as for a figure."""
+    def table(self, name: str, table, text: bool = False, shown=None) -> None:
+        """Save as tables/<run>-<name>.csv and .md; show it, or `shown` columns. `text` as above."""
         from IPython.display import HTML, display
 
         self._texts |= {name} if text else set()
         if type(table.index).__name__ != "RangeIndex":  # plain row numbers say nothing
             table = table.reset_index()
+        shown = [*(shown or table.columns), *["scouting"] * bool(self._scouting)]
         if self._scouting:  # no numbers to quote: on every row
             table = table.assign(scouting=self._scouting)
         path = self.out / "tables" / f"{self.run}-{name}"
@@ -160,7 +161,7 @@ class Run:
         ).replace("nan", "–")
         plain = rounded.to_markdown(index=False, disable_numparse=True)
         files.write_whole(path.with_name(f"{path.name}.md"), plain)
-        display(HTML(rounded.to_html(index=False, border=0)))
+        display(HTML(rounded[shown].to_html(index=False, border=0)))
 
     def finding(self, sentence: str) -> None:
         """What came out, in one sentence with its number."""
