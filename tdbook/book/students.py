@@ -58,9 +58,8 @@ class Training:
     def ends(self, recipe: train.Recipe) -> list[tuple["Training", train.Recipe]]:
         """This training, and before it those that cool its trunk down earlier (`cooldowns`), each a
         model. The warm-up is a share of the shortest."""
-        lengths = parameters.tokens_of(self.this.parameters["cooldowns"])
-        lengths = {f"{self.name}-{name}": n for name, n in lengths.items()}
-        lengths[self.name] = recipe.token_limit
+        given = parameters.tokens_of(self.this.parameters["cooldowns"]).items()
+        lengths = {f"{self.name}-{name}": n for name, n in given} | {self.name: recipe.token_limit}
         shortest, ends = min(lengths.values()), []
         for name, length in lengths.items():
             share = recipe.warmup_share * shortest / length if shortest else recipe.warmup_share

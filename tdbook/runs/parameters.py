@@ -247,8 +247,8 @@ def _wrong_together(values: dict) -> Iterator[str]:
 def tokens_of(cooldowns: str) -> dict[str, int]:
     """ "500k 1.5M" → name of each length → its tokens, the shortest first."""
     units = {"k": 1_000, "M": 1_000_000}
-    lengths = {name: round(float(name[:-1]) * units[name[-1]]) for name in cooldowns.split()}
-    return dict(sorted(lengths.items(), key=lambda pair: pair[1]))
+    pairs = ((name, round(float(name[:-1]) * units[name[-1]])) for name in cooldowns.split())
+    return dict(sorted(pairs, key=lambda pair: pair[1]))
 
 
 def _wrong_paths(notebook: str, values: dict) -> Iterator[str]:

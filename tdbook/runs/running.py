@@ -150,9 +150,8 @@ class Run:
         self._texts |= {name} if text else set()
         if type(table.index).__name__ != "RangeIndex":  # plain row numbers say nothing
             table = table.reset_index()
-        shown = [*(shown or table.columns), *["scouting"] * bool(self._scouting)]
-        if self._scouting:  # no numbers to quote: on every row
-            table = table.assign(scouting=self._scouting)
+        extra = {"scouting": self._scouting} if self._scouting else {}  # no numbers to quote
+        shown, table = [*(shown or table.columns), *extra], table.assign(**extra)
         path = self.out / "tables" / f"{self.run}-{name}"
         files.write_whole(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
         # four digits, three below a hundredth; "–" where nothing is known

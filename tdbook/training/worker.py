@@ -93,10 +93,12 @@ def _run(job: Path, processes: int, given: dict, record, progress) -> list[dict]
         context = start_processes(_work, (os.getpid(), job, given), processes, join=False)
         try:
             while not ended:
+                dead = [n for n, p in enumerate(context.processes) if p.exitcode == -signal.SIGKILL]
                 try:
                     ended = context.join(TELL_S, grace_period=CLOSED_S)  # ends all once one fails
                 except (ProcessRaisedException, ProcessExitedException) as error:
-                    failure, ended = str(error).strip(), True
+                    first = f"process {dead[0]} terminated with signal SIGKILL" if dead else error
+                    failure, ended = str(first).strip(), True  # its neighbours fail too
                 print(output.read(), end="", flush=True)
                 *lines, rest = (rest + told.read()).split("\n")
                 for what, value in map(json.loads, lines):
