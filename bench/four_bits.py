@@ -114,11 +114,11 @@ def main(folder: Path, names: list[str], arms: list, count: int, rate: float, se
                 net = trained(arm, net, by, tokens, count, rate, seed)
             seconds = time.monotonic() - began
             after = measure(net.requires_grad_(False), floats, teacher, windows, rows_M)
-            cost = intervals.change(after[0], before[0], document_M, 2000)
-            drawn = intervals.resampled_means(after[1:2], document_M, 2000)[:, 0]
+            cost = intervals.change(after[0], before[0], document_M)
+            kl = intervals.of_seeds(after[1:2], document_M)
             row = {"model": name, "arm": arm, "tokens": spent, "rate": rate, "seed": seed}
             row |= {"split": split, "windows": len(rows_M), "float_loss": before[0].mean()}
-            row |= {"cost": [*cost], "kl": [after[1].mean(), *intervals.interval(drawn)]}
+            row |= {"cost": [*cost], "kl": [*kl]}
             row |= {"same": after[2].mean(), "acceptance": after[3].mean()}
             row |= {"float_acceptance": before[3].mean(), "seconds": seconds}
             with path.open("a") as file:

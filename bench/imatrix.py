@@ -73,8 +73,8 @@ def main(folder: str, tokens_folder: str, count: int = 64) -> None:
         found = losses(model, files, windows, rows_N)
         for name in names:
             (plain_N, plain_kl_N), (loss_N, kl_N) = found[name, 0], found[name, 64]
-            change = intervals.change(loss_N, plain_N, document_N, 2000)
-            change_kl = intervals.change(kl_N, plain_kl_N, document_N, 2000)
+            change = intervals.change(loss_N, plain_N, document_N)
+            change_kl = intervals.change(kl_N, plain_kl_N, document_N)
             row = {"format": name, "MB": files[name, 0].path.stat().st_size / 1e6}
             row |= {"KL": plain_kl_N.mean(), "imatrix KL": kl_N.mean(), "ΔKL": f"{change_kl:.5f}"}
             row |= {"loss": plain_N.mean(), "Δloss": f"{change:.5f}"}
@@ -82,7 +82,7 @@ def main(folder: str, tokens_folder: str, count: int = 64) -> None:
     print(f"{folder}, {len(rows_N)} windows of {len(np.unique(document_N))} documents")
     print(tabulate(table, headers="keys", tablefmt="github", floatfmt=".5f"))
     for n in OTHER_COUNTS:
-        other = intervals.change(found["Q4_0", n][1], found["Q4_0", 64][1], document_N, 2000)
+        other = intervals.change(found["Q4_0", n][1], found["Q4_0", 64][1], document_N)
         print(f"Q4_0, imatrix of {n} windows against 64: KL {other:.5f}")
     print(f"{time.process_time() - began:.0f} s of CPU time")
 

@@ -45,21 +45,18 @@ def skewed(rng: np.random.Generator, shape: tuple) -> np.ndarray:
     return rng.exponential(size=shape) - 1
 
 
-def coverage(times: int, documents: int, spread: float, effect=normal, resamples: int = 1000,
-             seed: int = 0) -> dict[str, float]:  # fmt: skip
+def coverage(times: int, documents: int, spread: float, effect=normal, seed: int = 0) -> dict:
     """Share of simulations whose interval holds the true difference, 0.01, on each part."""
     rng, held = np.random.default_rng(seed), {"all": 0, "hard": 0, "easy": 0}
-    for i in range(times):
+    for _ in range(times):
         loss_4N, document_N = simulated(rng, documents, spread, effect)
         difficulty_N = loss_4N[3] - loss_4N[0]
         hard_N = difficulty_N >= hard_set.select(difficulty_N, share=0.2).threshold
         parts = {"all": np.ones_like(hard_N), "hard": hard_N, "easy": ~hard_N}
         for part, chosen_N in parts.items():
-            means_R2 = intervals.resampled_means(
-                loss_4N[1:3, chosen_N], document_N[chosen_N], resamples, seed=i
-            )
-            low, high = intervals.interval(means_R2[:, 0] - means_R2[:, 1])
-            held[part] += low <= 0.01 <= high
+            pair_2N = loss_4N[1:3, chosen_N]
+            change = intervals.change(*pair_2N, document_N[chosen_N])
+            held[part] += change.low <= 0.01 <= change.high
     return {part: count / times for part, count in held.items()}
 
 

@@ -273,7 +273,7 @@ def script(piece: str) -> str:
     return "Latin" if first.isalpha() and first.isascii() and piece[0] != "<" else "other"
 
 
-def kept_and_lost(losses: dict, labels: Labels, base: str, judged, document_M, draws) -> tuple:
+def kept_and_lost(losses: dict, labels: Labels, base: str, judged, document_M) -> tuple:
     """Rows of cut, bucket, tokens and one key a model, its mean loss (`losses` are (M, T)); and the
     same of the `judged` models' change against the base, with its interval over documents."""
     kept, won, base_MT = [], [], losses[base]
@@ -284,6 +284,6 @@ def kept_and_lost(losses: dict, labels: Labels, base: str, judged, document_M, d
                 continue
             row = {"cut": cut, "bucket": name, "tokens": int(in_MT.sum())}
             kept.append(row | {m: known_mean(loss_MT[in_MT]) for m, loss_MT in losses.items()})
-            at = base_MT[in_MT], document_MT[in_MT], draws
+            at = base_MT[in_MT], document_MT[in_MT]
             won.append(row | {m: intervals.change(losses[m][in_MT], *at) for m in judged})
     return kept, won

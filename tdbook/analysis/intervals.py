@@ -1,6 +1,6 @@
-"""95 % intervals: of the seeds' mean, over seeds and documents; of one model, a bootstrap.
+"""95 % intervals of a mean over seeds and documents.
 
-Legend: S seeds, N windows, D documents, R resamples, K models.
+Legend: S seeds, N windows, D documents.
 """
 
 import math
@@ -37,49 +37,11 @@ def number(value: float | None, form: str) -> str:
     return format(value, form) if value is not None and math.isfinite(value) else "–"
 
 
-def resampled_means(loss_KN: np.ndarray, document_N: np.ndarray, resamples: int, seed: int = 0):
-    """Means of K models' window losses under a bootstrap over documents, (resamples, K), the same
-    for all, so that differences are paired. A window without a loss (NaN) counts for no model; one
-    document says nothing: NaN. Draws lie `stretch` times as far out, as they vary in truth."""
-    if np.isinf(loss_KN).any():
-        raise ValueError(f"a loss is infinite: {hard_set.BROKEN}")
-    known_N = ~np.isnan(loss_KN).any(axis=0)
-    loss_KN, document_N = np.asarray(loss_KN)[:, known_N], np.asarray(document_N)[known_N]
-    documents = np.unique(document_N, return_inverse=True)[1]
-    sums_KD = np.stack([np.bincount(documents, row) for row in loss_KN])
-    size_D = np.bincount(documents)
-    if (d := len(size_D)) < 2:
-        return np.full((resamples, len(loss_KN)), np.nan)
-    draw = np.random.default_rng(seed).multinomial  # how often each document is drawn
-    draws_RD = draw(d, np.full(d, 1 / d), size=resamples).astype(float)  # whole numbers are slow
-    means_RK = (draws_RD @ sums_KD.T) / (draws_RD @ size_D)[:, None]
-    mean_K = sums_KD.sum(axis=1) / size_D.sum()
-    return mean_K + stretch(size_D) * (means_RK - mean_K)
-
-
-def stretch(size_D: np.ndarray) -> float:
-    """t / z · √(n / (n − 1)), n as `_effective` counts. Hesterberg 2015 widens the percentile
-    interval so; bench/intervals.py measures that the middle 95 % then cover the truth in 95 of 100
-    cases."""
-    if np.count_nonzero(size_D) < 2:
-        return math.nan
-    n = _effective(size_D)
-    return special.stdtrit(n - 1, 0.975) / special.ndtri(0.975) * math.sqrt(n / (n - 1))
-
-
-def interval(values_R: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of resampled values; NaN where there are none."""
-    if not np.isfinite(values_R).any():
-        return math.nan, math.nan
-    return tuple(map(float, np.nanquantile(values_R, [0.025, 0.975])))
-
-
-def change(one_N: np.ndarray, other_N: np.ndarray, document_N: np.ndarray, resamples: int):
+def change(one_N: np.ndarray, other_N: np.ndarray, document_N: np.ndarray) -> Interval:
     """Mean loss of one model minus another's, over the windows both know."""
-    pair_2N = np.stack([one_N, other_N]).astype(np.float64)
-    means_R2 = resampled_means(pair_2N, document_N, resamples)
-    value = known_mean(pair_2N[0] - pair_2N[1])
-    return Interval(value, *interval(means_R2[:, 0] - means_R2[:, 1]))
+    if np.isinf([one_N, other_N]).any():  # two would make a NaN, which is a window without a target
+        raise ValueError(f"a loss is infinite: {hard_set.BROKEN}")
+    return of_seeds(np.subtract(one_N, other_N, dtype=np.float64)[None], document_N)
 
 
 def of_seeds(value_SN: np.ndarray, document_N: np.ndarray, size_N=None) -> Interval:
@@ -136,11 +98,3 @@ def beyond(value_SN: np.ndarray, part_SN: np.ndarray, document_N: np.ndarray) ->
 def _effective(size_D: np.ndarray) -> float:
     """(Σ size)² / Σ size²: how many documents of equal size tell as much (Kish 1965)."""
     return size_D.sum() ** 2 / (size_D.astype(float) ** 2).sum()
-
-
-def gap_closed(scratch_R, student_R, teacher_R) -> np.ndarray:
-    """(scratch − student) / (scratch − teacher); all NaN where scratch is not clearly worse."""
-    gap_R = np.subtract(scratch_R, teacher_R)
-    if not interval(gap_R)[0] > 0:
-        return np.full_like(gap_R, np.nan)
-    return np.subtract(scratch_R, student_R) / gap_R

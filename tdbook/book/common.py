@@ -18,8 +18,6 @@ from tdlib import data, evaluate, files, generate
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
-RESAMPLES = 1000  # of documents, where no parameter says how many
-
 
 def folder_of(this: Run) -> Folder:
     """What the run folder holds, read once for each run that asks."""
@@ -92,7 +90,7 @@ def file_costs(folder: Path, paths: dict, tokens: data.Tokens, count: int, teach
     rows = []
     for name, each in found.items():
         row = {"format": name, "windows": len(rows_W)} | {n: known_mean(x) for n, x in each.items()}
-        changes = {n: intervals.change(x, own[n], document_W, RESAMPLES) for n, x in each.items()}
+        changes = {n: intervals.change(x, own[n], document_W) for n, x in each.items()}
         rows.append(row | {"changes": changes})
     return rows
 

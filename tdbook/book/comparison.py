@@ -46,18 +46,10 @@ def window_losses(this: Run, names: list[str]) -> dict[str, np.ndarray]:
     return losses
 
 
-def resample(losses: dict, document_N: np.ndarray, resamples: int, seed: int) -> dict:
-    """Bootstrapped mean losses of all models over the same documents, {name: (resamples,)}."""
-    losses_KN = np.stack(list(losses.values())).astype(np.float64)
-    means_RK = intervals.resampled_means(losses_KN, document_N, resamples, seed)
-    return dict(zip(losses, means_RK.T, strict=True))
-
-
 def difference(this: Run, one: str, other: str, tokens: data.Tokens) -> tuple[Interval, np.ndarray]:
     """Loss of `one` minus loss of `other` over documents, and which windows have a target, (N,)."""
-    change_N = np.subtract(*window_losses(this, [one, other]).values(), dtype=np.float64)
-    document_N = token_files.origins(tokens, "val")[0]
-    return intervals.of_seeds(change_N[None], document_N), ~np.isnan(change_N)
+    pair = window_losses(this, [one, other]).values()
+    return intervals.change(*pair, token_files.origins(tokens, "val")[0]), ~np.isnan(sum(pair))
 
 
 def rounding(this: Run, losses: Mapping, tokens: data.Tokens) -> dict[str, Interval]:
@@ -73,7 +65,7 @@ def rounding(this: Run, losses: Mapping, tokens: data.Tokens) -> dict[str, Inter
         as_q4 = gguf_file.rounded(net, imatrix.mean_squares(net, tokens.train))
         same = all(map(torch.equal, net.parameters(), as_q4.parameters()))
         loss_W = own_W if same else hard_set.window_loss(as_q4, tokens.val, rows_W, this.device)
-        changes[name] = intervals.change(loss_W, own_W, document_W, this.parameters["resamples"])
+        changes[name] = intervals.change(loss_W, own_W, document_W)
     return changes
 
 
@@ -107,13 +99,13 @@ def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> dict[str, 
 
 def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list[str]) -> tuple:
     """By kind of token, on the fixed windows: all models' losses, and changes of the `judged`."""
-    arrays, p = [np.load(this.path("scores", "val", f"{n}.npz")) for n in names], this.parameters
+    arrays = [np.load(this.path("scores", "val", f"{name}.npz")) for name in names]
     losses = {name: array["token_loss_MT"] for name, array in zip(names, arrays, strict=True)}
     rows_M = arrays[0]["rows_M"]
     labels = features.token_cuts(tokens, rows_M)
     losses["unigram"] = features.unigram_loss(tokens, rows_M)
     document_M = token_files.origins(tokens, "val")[0][rows_M]
-    return features.kept_and_lost(losses, labels, p["base"], judged, document_M, p["resamples"])
+    return features.kept_and_lost(losses, labels, this.parameters["base"], judged, document_M)
 
 
 def show_sweep(this: Run, sweep: str, losses: Mapping, document_N: np.ndarray) -> str:
@@ -126,7 +118,7 @@ def show_sweep(this: Run, sweep: str, losses: Mapping, document_N: np.ndarray) -
         row = point.metrics | {"point": name, "varied": point.varied}
         row["minutes"] = point.record["seconds"] / 60
         pair = losses[name], losses[p["base"]], document_N
-        rows.append(row | {"change": intervals.change(*pair, p["resamples"])})
+        rows.append(row | {"change": intervals.change(*pair)})
     this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
     best = min(rows, key=lambda row: row["loss"])
     return WORDS["sweep"].format(count=len(rows), sweep=sweep, best=best, base=p["base"])

@@ -2,7 +2,7 @@
 
 Is what is hard for the student easy for its teacher? What does another student, or a teacher that
 never read these windows, measure on them; and how much of the teacher's lead on them is memory?
-Legend: N windows, K models, S the mean and its resamples.
+Legend: N windows.
 """
 
 import json
@@ -22,7 +22,6 @@ from tdlib import data, evaluate, hard_set
 from tdlib.model import Llama
 
 FEW = 5  # documents; sources with fewer in either split count together, or they had no interval
-RESAMPLES, AT_ONCE = 1000, 100  # of an interval; a large corpus has 100,000 documents
 
 
 def score(path: Path, net: Llama, teacher, windows, device, progress, limit=0, **how) -> dict:
@@ -146,30 +145,27 @@ def memory(losses: dict[str, dict], documents: dict[str, tuple]) -> list[dict]:
     sources, which count as often as they occur there: rows of name, gap, low, high, nats, with 95 %
     intervals over documents. Of "train" and "val", losses are name → (N,), documents their origins.
     Where the splits have no source in common, since one names none, all are of one source."""
-    if not {*documents["train"][1]} & {*documents["val"][1]}:
-        documents = {split: (of_N, ["all"] * len(x)) for split, (of_N, x) in documents.items()}
-    splits, count, gap_SK, windows = {}, {}, 0, 0
-    for split, models in losses.items():
-        x_KN, (of_N, names) = np.stack(list(models.values())), documents[split]
-        known_N, source_N = np.isfinite(x_KN).all(0), np.array(names, dtype=str)[of_N]
-        splits[split] = x_KN[:, known_N], of_N[known_N], source_N[known_N]
-        count[split] = pd.Series(of_N[known_N]).groupby(source_N[known_N]).nunique()
-    fewest = pd.DataFrame(count).dropna().min(axis=1)  # documents of each source in both splits
-    few = fewest.index[fewest < FEW]
-    for source in sorted({*fewest.index.difference(few), *["others"] * bool(len(few))}):
-        means_SK = {}
-        for split, (x_KN, of_N, source_N) in splits.items():
-            at_N = (source_N == source) | (np.isin(source_N, few) & (source == "others"))
-            part = x_KN[:, at_N], of_N[at_N], AT_ONCE
-            draws = [intervals.resampled_means(*part, i) for i in range(RESAMPLES // AT_ONCE)]
-            means_SK[split] = np.vstack([x_KN[:, at_N].mean(1, dtype=np.float64), *draws])
-        weight = at_N.sum()  # of the validation split, the last
-        gap_SK = gap_SK + weight * (means_SK["val"] - means_SK["train"])
-        windows += weight
-    rows = []
-    for name, gap_S in zip(losses["train"], (gap_SK / windows).T, strict=True) if windows else ():
-        low, high = intervals.interval(gap_S[1:])
-        rows.append({"name": name, "gap": float(gap_S[0]), "low": low, "high": high})
+    common = {*documents["train"][1]} & {*documents["val"][1]}
+    tables, about = [], []
+    for split, (of_N, names) in documents.items():
+        source_N = np.array(names, dtype=str)[of_N] if common else "all"
+        tables.append(pd.DataFrame(losses[split]))
+        about.append(pd.DataFrame({"split": split, "source": source_N, "document": of_N}))
+    loss, of = (pd.concat(parts, ignore_index=True) for parts in (tables, about))
+    of = of[loss.notna().all(axis=1)]
+    count = of.groupby(["source", "split"]).document.nunique().unstack().reindex(columns=[*losses])
+    fewest = count.dropna().min(axis=1)  # documents of each source that is in both
+    of = of[of.source.isin(fewest.index)]
+    of["source"] = of.source.where(of.source.map(fewest) >= FEW, "others")
+    by, unread_N = of.groupby(["split", "source"]), of.split == "val"
+    each_N = of.source.map(of.source[unread_N].value_counts()) / by.document.transform("size")
+    weight_N, rows = np.where(unread_N, 1, -each_N) / max(1, unread_N.sum()), []
+    document_N = of.groupby(["split", "document"]).ngroup()
+    for name, loss_N in loss.loc[of.index].items() if len(of) else ():
+        apart_N = weight_N * (loss_N - loss_N.groupby([of.split, of.source]).transform("mean"))
+        linear_N = weight_N @ loss_N + len(of) * apart_N  # its mean is the gap
+        found = intervals.of_seeds(linear_N.to_numpy()[None], document_N, unread_N.to_numpy())
+        rows.append(dict(zip(("name", "gap", "low", "high"), (name, *found), strict=True)))
     return rows
 
 

@@ -151,9 +151,10 @@ def difficulty(teacher_N: np.ndarray, difficulty_N, threshold: float, found: Map
     return ax.figure
 
 
-def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> Figure:
-    """Validation loss and 95 % interval of every model, as tables.quality takes them."""
-    loss = {name: row["loss"] for name, row in metrics.items()}
+def quality(losses: Mapping, document_N: np.ndarray, teacher: str = "teacher") -> Figure:
+    """Validation loss and 95 % interval of every model, by its losses of windows."""
+    sizes = {name: intervals.of_seeds([loss_N], document_N) for name, loss_N in losses.items()}
+    loss = {name: size.value for name, size in sizes.items()}
     best = min(loss.keys() - {teacher} or loss, key=loss.get)
     title = f"{best} has the lowest loss of the students: {loss[best]:.3f} nats per token"
     if teacher in loss:
@@ -161,7 +162,7 @@ def quality(metrics: Mapping, resampled: Mapping, teacher: str = "teacher") -> F
     marks = []  # the best on top, and a line at the teacher's
     for n in sorted(loss, key=loss.get):
         how = look(n) | {"note": f"{loss[n]:.3f}"}
-        marks.append(Mark(n, loss[n], *intervals.interval(resampled[n]), **how))
+        marks.append(Mark(n, *sizes[n], **how))
     x = "validation loss (nats per token; bars: 95 %)"
     return forest(title, marks, x, line=loss.get(teacher))
 

@@ -9,7 +9,6 @@ import string
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -52,19 +51,17 @@ def _written(table: str, rows: Iterable[Mapping]) -> pd.DataFrame:
     return pd.DataFrame(written).set_index(next(iter(columns)))
 
 
-def quality(metrics: dict, resampled: dict, rounding: dict, base, scratch, teacher="teacher"):
-    """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `resampled` losses
-    (comparison.resample), `rounding` (comparison.rounding). Differences are against `base`."""
-    rows, loss = [], {name: m["loss"] for name, m in metrics.items()}
+def quality(metrics: dict, losses: dict, document_N, rounding, base, scratch, teacher="teacher"):
+    """One row a model: `metrics` (evaluate.Evaluation.row with "parameters"), `losses` of windows,
+    `rounding` (comparison.rounding). Differences are against `base`."""
+    rows = []
     for name, m in metrics.items():
-        ends, (low, high) = resampled[name] - resampled[base], of_plan(name, "loss")
-        change = Interval(loss[name] - loss[base], *intervals.interval(ends))
-        closed_R = intervals.gap_closed(*(resampled[n] for n in (scratch, name, teacher)))
-        defined = np.isfinite(closed_R[0])
-        gap = (loss[scratch] - loss[name]) / (loss[scratch] - loss[teacher]) if defined else None
-        row = {"model": name, "base": base, "quality": loss[teacher] / loss[name]}
+        change = intervals.change(losses[name], losses[base], document_N)
+        gap = (losses[n][None] for n in (scratch, name, teacher))
+        row = {"model": name, "base": base, "quality": metrics[teacher]["loss"] / m["loss"]}
         row |= {"against": "baseline" if name == base else change}
-        row |= {"gap": Interval(gap, *intervals.interval(closed_R))}
+        row |= {"gap": intervals.gap_share(*gap, document_N)}
+        low, high = of_plan(name, "loss")
         if name in rounding:
             row["as_q4"] = f"{m['loss'] + rounding[name][0]:.3f} ({Interval(*rounding[name]):.4f})"
         row["plan_loss"], row["plan_formula"] = span(low, high), span(258 / high, 258 / low, 1)
@@ -72,13 +69,13 @@ def quality(metrics: dict, resampled: dict, rounding: dict, base, scratch, teach
     return _written("quality", rows)
 
 
-def hard_and_easy(losses: Mapping, hard_N, document_N, base: str, resamples: int) -> pd.DataFrame:
+def hard_and_easy(losses: Mapping, hard_N, document_N, base: str) -> pd.DataFrame:
     """Each model's loss on the hard and on the other windows, and its change against the base."""
     rows = {name: {} for name in losses}
     for (name, loss_N), easy in itertools.product(losses.items(), (False, True)):
         part, at_N = ("easy", ~hard_N) if easy else ("hard", hard_N)
         rows[name][f"loss, {part}"] = known_mean(loss_N[at_N])
-        change = intervals.change(loss_N[at_N], losses[base][at_N], document_N[at_N], resamples)
+        change = intervals.change(loss_N[at_N], losses[base][at_N], document_N[at_N])
         rows[name][f"change, {part}"] = change
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 

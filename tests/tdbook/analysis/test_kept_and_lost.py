@@ -46,7 +46,7 @@ def test_every_bucket_has_the_mean_of_the_tokens_that_it_holds_by_hand(ten):
     labels = features.token_cuts(ten, np.arange(WINDOWS))
     assert labels.keys() == HELD.keys()
     losses, documents = {"50m": loss_MT, "teacher": -loss_MT}, np.arange(WINDOWS)
-    found, _ = features.kept_and_lost(losses, labels, "50m", [], documents, 100)
+    found, _ = features.kept_and_lost(losses, labels, "50m", [], documents)
     wanted = []
     for cut, (names, _) in labels.items():
         each = [word.replace("_", " ") for word in HELD[cut].split()]
@@ -81,7 +81,7 @@ def test_what_was_won_back_is_a_change_against_the_base_over_documents(ten):
     names, ending_MT = labels["frequent endings"]
     base_MT = np.random.default_rng(0).random((10, 4))
     new_MT = base_MT + np.where(ending_MT == names.index("కు"), -0.2, 0.2)
-    asked = labels, "50m", ["new"], np.arange(WINDOWS) // 2, 200
+    asked = labels, "50m", ["new"], np.arange(WINDOWS) // 2
     _, found = features.kept_and_lost({"50m": base_MT, "new": new_MT}, *asked)
     rows = {(row["cut"], row["bucket"]): row for row in found}
     assert rows["frequent endings", "కు"]["new"] == pytest.approx((-0.2,) * 3)

@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from tdbook.__main__ import main
-from tdbook.analysis import intervals
 from tdbook.book import common, comparison
 from tdbook.corpus import token_files, tokenizer_files
 from tdbook.corpus.tokenizer import TELUGU
@@ -459,7 +458,6 @@ def test_costs_are_those_of_dense_float64_and_paired_over_documents(
     for path in quantized.values():
         nets.append(Llama.load(made[0]))
         nets[-1].load_state_dict(of_file(path, made[1]))
-    draws_RD = np.random.default_rng(0).multinomial(3, [1 / 3] * 3, size=1000)
     own_W4, kls = None, []
     for net, row in zip(nets, given, strict=True):
         values = []
@@ -472,15 +470,15 @@ def test_costs_are_those_of_dense_float64_and_paired_over_documents(
         kls.append(values_W4[:, 1].mean())
         # documents of two windows each: 0 and 6, 20 and 26, 32 and 39
         apart_D4 = (values_W4 - own_W4).reshape(3, 2, 4).mean(1)
-        means_R4 = draws_RD @ apart_D4 / 3
-        middle_4, wide = apart_D4.mean(0), intervals.stretch(np.full(3, 2))
-        ends = np.quantile(middle_4 + wide * (means_R4 - middle_4), [0.025, 0.975], axis=0)
+        middle_4 = apart_D4.mean(0)
+        half_4 = 4.30265 * apart_D4.std(0, ddof=1) / 3**0.5  # Student's t, 2 degrees of freedom
+        ends = middle_4 - half_4, middle_4 + half_4
         exact = row["format"].startswith("PyTorch")
         for k, metric in enumerate(inference.FORMS):
             near = partial(pytest.approx, abs=2e-6 if exact else 0.04)
             assert row[metric] == near(values_W4[:, k].mean()), (row["format"], metric)
             if exact:
-                assert row["changes"][metric] == near((middle_4[k], *ends[:, k])), metric
+                assert row["changes"][metric] == near((middle_4[k], ends[0][k], ends[1][k])), metric
     assert [row["kl"] for row in given[3:]] == pytest.approx(kls[3:], 0.1) and given[0]["kl"] == 0
     assert given[2]["kl"] < 0.1 * given[3]["kl"]
     for other in (None, tiny_model(3, 97, 48)):  # no teacher, and one of another vocabulary
@@ -497,7 +495,7 @@ def test_what_four_bits_cost_a_model_is_0_where_it_is_its_own_q4_0(made, tmp_pat
     for name, net in {"float": made[1], "own": rounded}.items():
         net.save(tmp_path / "models" / name)
         losses[name] = hard_set.window_loss(net, tokens.val, rows, "cpu")
-    this = SimpleNamespace(device="cpu", parameters={"resamples": 200})
+    this = SimpleNamespace(device="cpu")
     this.folder = SimpleNamespace(place=lambda name: (tmp_path, name))
     found = comparison.rounding(this, losses | {"adapter": losses["own"]}, tokens)
     assert found.keys() == losses.keys() and found["own"] == (0, 0, 0)

@@ -14,26 +14,29 @@ from tests.helpers import cases
 CASES = cases(__file__, "test_tables.yaml")
 
 
-def quality(losses: dict, resampled: dict) -> dict[str, list]:
+def quality(loss_N: dict, document_N: np.ndarray) -> dict[str, list]:
     more = dict(parameters=52_200_000, kl=0.1234, agreement=0.6543, calibration_error=0.0321)
+    losses = {name: x_N.mean() for name, x_N in loss_N.items()}
     rows = {name: more | dict(loss=x, loss_fixed=x + 0.01) for name, x in losses.items()}
     for row in rows.values():
         row |= dict(perplexity=math.exp(row["loss"]), bits_per_byte=row["loss"] / 6)
     rounding = {"mine": [0.0123, 0.01, 0.0151]}
-    return tables.quality(rows, resampled, rounding, "50m", "50m-scratch").to_dict("list")
+    table = tables.quality(rows, loss_N, document_N, rounding, "50m", "50m-scratch")
+    return table.to_dict("list")
 
 
 def test_the_quality_table_has_paired_intervals_gap_closed_and_the_plan_apart():
-    losses = {"teacher": 2.0, "50m": 2.5, "50m-scratch": 3.0, "mine": 2.4}
-    shift_R = np.linspace(-0.1, 0.1, 101)  # all move together
-    resampled = {name: loss + shift_R for name, loss in losses.items()}
-    resampled["mine"] = 2.4 + 2 * shift_R  # alone, its difference to the base moves by ± 0.1
-    table = quality(losses, resampled)
+    shift_N, document_N = np.linspace(-0.1, 0.1, 100), np.arange(100)  # all move together
+    losses = {"teacher": 2.0, "50m": 2.5, "50m-scratch": 3.0}
+    losses = {name: loss + shift_N for name, loss in losses.items()}
+    losses["mine"] = 2.4 + 2 * shift_N  # alone, its difference to the base moves
+    table = quality(losses, document_N)
+    half = 1.98422 * shift_N.std(ddof=1) / 10  # Student's t, 99 degrees of freedom
     assert table["against 50m"] == [
         "−0.500 [−0.500, −0.500]",
         "baseline",
         "+0.500 [+0.500, +0.500]",
-        "−0.100 [−0.195, −0.005]",  # the middle 95 % of −0.2 … 0.0
+        f"−0.100 [−{0.1 + half:.3f}, −{0.1 - half:.3f}]",
     ]
     assert table["as Q4_0"] == [*"–––", "2.412 (+0.0123 [+0.0100, +0.0151])"]
     closed = ["+1.00 [+1.00, +1.00]", "+0.50 [+0.50, +0.50]", "+0.00 [+0.00, +0.00]"]
@@ -46,10 +49,9 @@ def test_the_quality_table_has_paired_intervals_gap_closed_and_the_plan_apart():
     assert table["plan: quality %"] == ["100", "75–80", "60–65", "–"]
     row = [table[name][1] for name in ("parameters", "loss", "perplexity", "KL to teacher")]
     assert row == ["52,200,000", "2.500", "12.2", "0.123"]
-    # scratch is as good as the teacher
-    losses, r = {"teacher": 3.0, "50m": 2.9, "50m-scratch": 3.0}, np.random.default_rng(0)
-    noise = {name: loss + r.normal(0, 0.1, 99) for name, loss in losses.items()}
-    assert quality(losses, noise)["gap closed"] == ["undefined"] * 3
+    noise = np.random.default_rng(0).normal(0, 0.1, (3, 100))  # scratch is as good as the teacher
+    losses = dict(zip(("teacher", "50m", "50m-scratch"), 3 + noise, strict=True))
+    assert quality(losses, document_N)["gap closed"] == ["undefined"] * 3
 
 
 def test_a_number_that_is_not_known_is_null_in_a_record():
@@ -75,15 +77,14 @@ def test_sizes_are_those_of_the_facts():
 def test_hard_and_easy_are_means_of_their_windows_and_changes_against_the_base():
     losses = {"base": np.array([4.0, 2, 6, 2]), "adapter": np.array([3.0, 3, 5, 2])}
     hard_N = np.array([True, False, True, False])
-    parts = tables.hard_and_easy(losses, hard_N, np.array([0, 0, 1, 1]), "base", 200)
+    parts = tables.hard_and_easy(losses, hard_N, np.array([0, 0, 1, 1]), "base")
     assert parts.loc["base"].tolist() == [5, (0, 0, 0), 2, (0, 0, 0)]
     hard, hard_change, easy, easy_change = parts.loc["adapter"]
     # both documents gain 1 on their hard window; one loses 1 on its easy window, one nothing
     assert (hard, hard_change, easy) == (4.0, (-1, -1, -1), 2.5)
-    # 0, 0.5 or 1, stretched about 0.5 by t / z · √2 of two documents: 12.706 / 1.960 · 1.414
-    far = 0.5 * 12.706 / 1.95996 * math.sqrt(2)
+    far = 0.5 * 12.7062  # Student's t of two documents
     assert easy_change == pytest.approx((0.5, 0.5 - far, 0.5 + far), rel=1e-4)
-    written = "4.000|−1.000 [−1.000, −1.000]|2.500|+0.500 [−4.084, +5.084]"
+    written = "4.000|−1.000 [−1.000, −1.000]|2.500|+0.500 [−5.853, +6.853]"
     assert parts.map("{:.3f}".format).loc["adapter"].tolist() == written.split("|")
 
 

@@ -55,7 +55,7 @@ def test_a_number_that_yaml_counts_in_eights_or_sixties_is_refused(tmp_path, lin
         parameters.read(tmp_path / "a.yaml")
     name, _, typed = line.partition(": ")
     for remedy in (str(meant), f'"{typed}"'):
-        (tmp_path / "a.yaml").write_text(f"{name}: {remedy}\nlearning_rate: 0.05\nresamples: 0")
+        (tmp_path / "a.yaml").write_text(f"{name}: {remedy}\nlearning_rate: 0.05\nhard_share: 0")
         assert str(parameters.read(tmp_path / "a.yaml")[name]) == remedy.strip('"')
 
 
