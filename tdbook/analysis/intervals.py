@@ -25,6 +25,14 @@ class Interval(NamedTuple):
         """−1 or 1 where the whole interval lies on that side of 0, else 0."""
         return (self.low > 0) - (self.high < 0)
 
+    def than(self, other: str) -> str:
+        """A difference of loss in words: "0.378 nats higher than 75m [0.357 to 0.398]"."""
+        sign = math.copysign(1, self.value)
+        low, high = sorted(sign * end for end in self[1:])
+        words = f"{abs(self.value):.3f} nats {'lower' if sign < 0 else 'higher'} than {other}"
+        words += f" [{low:.3f} to {high:.3f}]" if math.isfinite(low) else ""
+        return words.replace("-", "−") + ", which may be chance" * (not self.clear)
+
     def __format__(self, spec: str) -> str:
         """ "−0.220 [−0.224, −0.215]", "−0.220 [unknown]" of one document, or "undefined"."""
         value, low, high = (number(x, f"+{spec or '.3f'}") for x in self)

@@ -28,6 +28,7 @@ CLAIMS = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8
 ROLES, TOPICS = CLAIMS["models"], CLAIMS["topics"]
 ROWS = {key: row for topic in TOPICS.values() for key, row in topic["rows"].items()}
 HOLDS, FAILS, UNDECIDED = "holds", "fails as stated", "not decidable here"
+ANSWERS = {HOLDS: "Yes", FAILS: "No", UNDECIDED: "Not decided"}
 COST = {HOLDS: "wins", FAILS: "loses", UNDECIDED: "undecided"}  # at equal cost
 JUDGED = ("effect", "mechanism")  # roles of effects; cost and also are shown
 SEEDS = 3  # that a verdict needs

@@ -7,7 +7,7 @@ import torch
 
 from tdbook.analysis import features, intervals, verdict
 from tdbook.analysis.intervals import Interval
-from tdbook.analysis.verdict import ROWS, Model, Trial, Verdict
+from tdbook.analysis.verdict import Model, Trial, Verdict
 from tdbook.book import common
 from tdbook.corpus import token_files
 from tdbook.export import gguf_file, imatrix, inference
@@ -171,11 +171,23 @@ def limits(t: Trial, verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def headline(t: Trial, verdicts: Sequence[Verdict]) -> str:
-    """The plan's centre: the verdict on the adapter, against random windows, and of the gap."""
+    """Does the adapter on hard windows bring the base near the largest student? In two sentences,
+    after what makes the question void."""
     adapter, gap = (next(v for v in verdicts if v.key == key) for key in ("adapter", "gap"))
     lines = [x.replace("**", "") for x in limits(t, verdicts) if x.startswith("**⚠")]
-    few = adapter.result == verdict.UNDECIDED
-    result = (adapter.why, adapter.result) if few else (adapter.result, adapter.why)
-    lines.append(f"{ROWS['adapter']['claim']} — {': '.join(result)}.")
-    sizes = [e for v in (adapter, gap) for e in v.effects if e.role in verdict.JUDGED and e.seeds]
-    return " ".join([*lines, *(f"{e.words()}." for e in sizes)])
+    sizes = {e.role: e for e in adapter.effects if e.role in verdict.JUDGED and e.seeds}
+    if "effect" not in sizes:
+        return " ".join(
+            [*lines, "Not decided: no adapter on the hard set was trained from the base."]
+        )
+    one, answer = sizes["effect"], verdict.ANSWERS[adapter.result]
+    lines.append(
+        f"{answer}: the adapter on the hard set, merged, ends {one.interval.than('its base')}"
+    )
+    lines.append(f"({verdict.count(one.seeds)}); the plan hopes for 0.1–0.5 lower.")
+    if other := sizes.get("mechanism"):
+        lines.append(f"It ends {other.interval.than('one on random windows')}.")
+    if share := next((e for e in gap.effects if e.role == "effect" and e.seeds), None):
+        percent = Interval(*(100 * x for x in share.interval))
+        lines.append(f"Of the gap from 50M to 120M it closes {percent:.0f} %.")
+    return " ".join(lines)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from tdbook.analysis import verdict
 from tdbook.analysis.intervals import Interval
 from tdbook.runs import parameters
-from tdbook.runs.units import minus
+from tdbook.runs.units import minus, span
 from tdlib import hard_set
 
 SENTENCES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
@@ -79,12 +80,14 @@ def hard_windows(base: str, short: dict, chosen: hard_set.HardSet, found: dict, 
     return _say(parts, vars(chosen) | short | found | {"base": base, "read": read})
 
 
-def difference(one: str, other: str, size: Interval, known_N: np.ndarray) -> str:
-    """That `one` is better or worse than `other`, or not clearly different, with the interval."""
-    how = {-1: "is better than", 0: "is not clearly different from", 1: "is WORSE than"}[size.clear]
+def outcome(one: str, other: str, size: Interval, known_N: np.ndarray, plan=()) -> str:
+    """How `one` ends beside `other`, by one seed; with a `plan` whether that reaches it."""
+    least = min(plan, key=abs, default=0.0)
+    answer = f"{verdict.ANSWERS[verdict.judge_one(size, least)[0]]}: " if plan else ""
+    hoped = f"; the plan hopes for {span(*sorted(map(abs, plan)))} lower" if plan else ""
     masked = (~known_N).sum()
     left_out = f"; {masked:,} of {len(known_N):,} windows have no target and are left out"
-    return f"{one} {how} {other}: {size} nats, one seed{left_out * bool(masked)}."
+    return f"{answer}{one} ends {size.than(other)} (one seed{left_out * bool(masked)}){hoped}."
 
 
 def setting(notebook: str, name: str, value: object) -> str:

@@ -118,7 +118,8 @@ class Run:
 
             line = heartbeat.progress(self._seen | {"state": self._status})
             line += f" · took {duration(passed)}" * (step >= steps)
-            display({"text/plain": line}, raw=True, display_id=p["line"], update=p["shown"] > 0)
+            how = dict(raw=True, metadata={"progress": True}, display_id=p["line"])
+            display({"text/plain": line}, **how, update=p["shown"] > 0)
         p["shown"] = now
 
     def figure(self, name: str, figure, alt: str, text: bool = False) -> None:

@@ -195,6 +195,9 @@ def link(out: Path, reads: list[str]) -> None:
     made = {path.stem: files.whole(path, "outputs") for path in (above / "hashes").glob("*.json")}
     makers = [run for run, kept in made.items() if kept and kept["outputs"].keys() & {*reads}]
     records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]
+    # of a trunk all ends: their record says that they are there
+    outputs = {path for run in makers for path in made[run]["outputs"]}
+    reads = {*reads, *(path for path in outputs if path.startswith("models/"))}
     for path in [*reads, *records, *notebooks.losses(reads), "cache"]:
         here = out / path
         if (above / path).exists() and not os.path.lexists(here):

@@ -30,6 +30,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN_BESIDE_WIDGET = {"text/html", "image/svg+xml", "image/png"}
 # as a table shows it: "[" of an interval, sign, digits, then a unit, an interval or a ± part
 NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±\[(,–].*)?$"
+COLUMNS = 5  # of a table that a page shows at first; a switch shows all
 KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
 # of a record, shown as it is
 OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
@@ -43,12 +44,18 @@ def page(out: Path, run: str) -> None:
     done = status.row(out, run)["state"]["state"] == "done"
     hidden = {"papermill-error-cell-tag", *["parameters", "injected-parameters"] * done}
     notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
+    for cell, code in itertools.pairwise(notebook.cells):
+        shown = [o for o in code.get("outputs", ()) if "progress" not in o.get("metadata", {})]
+        if code.cell_type == "code" and not shown and cell.source[:1] != "#":  # it is about code
+            cell.metadata["tags"] = ["aside"]
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         data = output.get("data", {})
         # a widget is dead without its kernel
         if data.pop(WIDGET, None) and not SHOWN_BESIDE_WIDGET & data.keys():
             output["data"] = {"text/html": '<p class="note">interactive in JupyterLab</p>'}
-    _frame(out, run, _with_readable_tables(pages.exporter().from_notebook_node(notebook)[0]))
+    soup = BeautifulSoup(pages.exporter().from_notebook_node(notebook)[0], "html.parser")
+    _lead_with_answer(soup, status.row(out, run)["record"].get("finding", "") if done else "")
+    _frame(out, run, _with_readable_tables(soup))
 
 
 def refresh(out: Path, name: str = "") -> Path:
@@ -80,7 +87,8 @@ def index(out: Path, name: str = "") -> Path:
     content["swept"] = sweeps.listed(out, out.name) if swept else None
     quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
     if quality.exists():
-        content["quality"] = _with_readable_tables(pages.markdown(quality.read_text("utf-8")))
+        html = pages.markdown(quality.read_text("utf-8"))
+        content["quality"] = _with_readable_tables(BeautifulSoup(html, "html.parser"))
     difficulty = out / f"figures/{notebooks.HARD_SET}-difficulty.svg"
     if difficulty.exists():
         content["difficulty"] = base64.b64encode(difficulty.read_bytes()).decode()
@@ -92,31 +100,40 @@ def index(out: Path, name: str = "") -> Path:
 
 
 def _frame(out: Path, run: str, body: Markup) -> None:
-    """Put a head and links around the body of a page."""
-    names = sorted({*_runs_with_page(out), run})
-    results = (out / "results").glob("*.json")
-    reads = {path.stem: (files.whole(path) or {}).get("reads", {}) for path in results}
-    point = sweeps.parent(out) and not (out / sweeps.POINTS).is_file()
-    links = {"index": "../index.html" if point else "index.html", "names": names, "reads": reads}
-    _write(out / f"{run}.html", "page.html.j2", body=body, **links, **status.row(out, run))
+    """Put head and foot around the body of a page, and no link: in a mail it would be dead."""
+    row, results = status.row(out, run), (out / "results").glob("*.json")
+    users = [p.stem for p in sorted(results) if run in (files.whole(p) or {}).get("reads", {})]
+    about = {"users": users, "body": body}
+    about["practice"] = units.PLAN["practice"].get(row["record"].get("profile"), "")
+    first = files.whole(out / f"results/{notebooks.TEACHER}.json", "parameters")
+    about["given"] = first and any(first["parameters"].get(name) for name in ("text", "tokens"))
+    _write(out / f"{run}.html", "page.html.j2", **about, **row)
 
 
 def _runs_with_page(out: Path) -> list[str]:
     return [run for run in status.traces(out) if (out / f"{run}.html").exists()]
 
 
-def _with_readable_tables(html: str) -> Markup:
+def _lead_with_answer(soup: BeautifulSoup, finding: str) -> None:
+    """Below the title what came out, and the first figure."""
+    if title := soup.find("h1"):
+        answer = soup.new_tag("p", attrs={"class": "finding"}, string=finding)
+        for part in filter(None, (soup.find("figure"), finding and answer)):
+            title.insert_after(part)
+
+
+def _with_readable_tables(soup: BeautifulSoup) -> Markup:
     """Every table in a box that scrolls; its columns marked `num` where half or more of the filled
-    cells are numbers, `short` where none wraps."""
-    soup = BeautifulSoup(html, "html.parser")
+    cells are numbers, `short` where none wraps, `more` after the first COLUMNS."""
     for table in soup.find_all("table"):
         rows = [row.find_all(["td", "th"]) for row in table.find_all("tr")]
-        for column in itertools.zip_longest(*rows):
+        for number, column in enumerate(itertools.zip_longest(*rows)):
             cells = [cell for cell in column if cell is not None]
             texts = [cell.get_text(strip=True) for cell in cells if cell.name == "td"]
             numbers = [bool(re.match(NUMBER, text)) for text in texts if text.strip("–")]
             marks = ["num"] * (sum(numbers) >= max(1, len(numbers) / 2))
             marks += ["short"] * (max(map(len, texts), default=0) <= 24)
+            marks += ["more"] * (number >= COLUMNS)
             for cell in cells:
                 cell["class"] = [*cell.get("class", []), *marks]
         table.attrs.pop("border", None)
@@ -207,8 +224,9 @@ def _copy(out: Path, record: dict, place: Path) -> list[str]:
 
 
 def _tells(page: Path, finding: str) -> bool:
-    """Whether what a page shows, not just its head, is the run that a record is of."""
-    body = re.sub("<[^>]*>", "", page.read_text("utf-8").partition("<main>")[2])
+    """Whether what a page's notebook says is of the run that a record is of."""
+    body = page.read_text("utf-8").partition("<main>")[2]
+    body = re.sub('<p class="finding">.*?</p>|<[^>]*>', "", body, flags=re.DOTALL)
     finding = re.sub("[*`]", "", finding)  # as Markdown shows it
     return " ".join(finding.split()) in " ".join(unescape(body).split())
 

@@ -1,6 +1,7 @@
 """Intervals against their analytical values, and how often they cover the truth."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -147,8 +148,23 @@ def test_the_difference_of_two_routes_leaves_masked_windows_out_and_says_so(two)
     change_N = np.subtract(left["a"], left["b"], dtype=float)
     counts = np.unique(document_N, return_counts=True)[1]
     assert found == pytest.approx(by_hand(change_N[None], document_N.tolist(), counts))
-    end = f"one seed; {120 - known_N.sum()} of 120 windows have no target and are left out."
-    assert words.difference("A", "B", found, where_N).endswith(end)
+    end = f"(one seed; {120 - known_N.sum()} of 120 windows have no target and are left out)."
+    assert words.outcome("A", "B", found, where_N).endswith(end)
+
+
+def test_an_outcome_answers_the_plan_and_says_which_way_and_how_sure():
+    known_N = np.ones(3, bool)
+    by = partial(words.outcome, "A", "B", known_N=known_N)
+    said = by(Interval(-0.012, -0.017, -0.007), plan=[-0.5, -0.1])
+    wanted = "No: A ends 0.012 nats lower than B [0.007 to 0.017] (one seed)"
+    assert said == f"{wanted}; the plan hopes for 0.10–0.50 lower."
+    assert by(Interval(-0.3, -0.4, -0.2), plan=[-0.5, -0.1]).startswith("Yes: A ends 0.300 nats lo")
+    assert by(Interval(-0.1, -0.2, 0.0), plan=[-0.5, -0.1]).startswith("Not decided: A ends 0.100")
+    unsure = by(Interval(0.002, -0.001, 0.005))
+    assert (
+        unsure
+        == "A ends 0.002 nats higher than B [−0.001 to 0.005], which may be chance (one seed)."
+    )
 
 
 def test_hard_windows_are_a_share_of_those_with_a_target_and_no_loss_may_lack(two):

@@ -57,8 +57,11 @@ def test_whether_the_teacher_finds_hard_windows_easy_is_said_by_the_numbers(toke
     assert f"of the windows are {EASE[slope]}" in text
     real = {"mean": 0.4, "memory": [{"name": "difficulty", "gap": -0.1}]}
     text = words.hard_windows("50m", {"student_better": 0.2}, chosen, found | {"held": 0.3}, real)
-    assert text.startswith("Loss is not concentrated") and f"They are {EASE[slope]}" in text
-    assert text.endswith("25% of difficulty is memory of the training text.")
+    assert (
+        text.startswith("No, the loss is spread almost evenly")
+        and f"They are {EASE[slope]}" in text
+    )
+    assert text.endswith("25% of the difficulty is memory of the training text.")
 
 
 def memory(train, val, documents: dict) -> dict:
@@ -111,7 +114,7 @@ def test_the_words_and_the_table_are_those_of_the_numbers():
     result = {"rows": rows, "memory": memory, "mean": 0.4}
     text = words.memory(result, "50m", "teacher")
     assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in text
-    assert "from +0.400 to +0.250 nats: −0.150 [−0.160, −0.140]. 37% of difficulty" in text
+    assert "from +0.400 to +0.250 nats: −0.150 [−0.160, −0.140]. 37% of the difficulty" in text
     assert words.memory(result | {"memory": []}, "50m", "teacher") == ""
     (row,) = tables.reality(rows).reset_index().to_numpy().tolist()
     assert row == ["50m-seed2", "1,000", "+0.500", "−0.250", "31%", "–"]

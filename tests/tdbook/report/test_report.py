@@ -109,14 +109,17 @@ def test_a_browser_runs_no_script_and_asks_for_nothing_that_was_not_escaped(brow
     tab.close()
 
 
-def test_provenance_comes_first_then_the_finding_and_what_differs_is_marked(parsed):
+def test_the_finding_leads_then_the_first_figure_and_provenance_is_folded_below(parsed):
     page, soup = parsed("01_distill-50m")
-    block, finding = soup.select_one("header .provenance"), soup.select_one("header .finding")
-    assert finding.get_text() == RECORD["finding"]
-    assert page.index("provenance") < page.index(RECORD["finding"]) < page.index("<main>")
+    block, below = soup.select_one("main + details.provenance:not([open])"), soup.h1.next_siblings
+    answer, figure = [tag for tag in below if tag.name][:2]
+    assert answer.get_text() == RECORD["finding"] and figure.name == "figure"
+    assert page.count(RECORD["finding"]) == 1
     marked = [tag.get_text() for tag in block.select(".changed code")]
     assert marked == ["student", "student"]  # by itself, and among all
-    assert [tag.get_text() for tag in block.select("details code")] == [*RECORD["parameters"]]
+    assert [tag.get_text() for tag in block.select("details .parameters code")] == [
+        *RECORD["parameters"]
+    ]
     text = re.sub(r"\s+", " ", block.get_text())
     times = ("24 Nov 2026, 11:36 UTC", "62 min", "5,230 tokens/s", "812 MiB", "30–60 min")
     made = ("abc1234 + uncommitted changes", "abababababab", "python 3.11.2 · torch 2.13.0")
@@ -124,21 +127,20 @@ def test_provenance_comes_first_then_the_finding_and_what_differs_is_marked(pars
     assert "ab" * 7 not in text
 
 
-def test_a_page_says_that_its_code_is_older_and_links_the_runs_around_it(parsed, tmp_path):
-    links = re.compile(r'(?<=<a href=")[^"#]+')
+def test_a_page_says_that_its_code_is_older_who_used_it_and_that_it_is_practice(parsed, tmp_path):
     assert "made by older code" in parsed("01_distill-50m")[1].header.get_text()
-    first = written(tmp_path, RECORD | {"code": hashes.of_code("01_distill")})
-    assert "made by older code" not in first
-    assert {*links.findall(first)} == {"index.html"}  # the teacher that it reads has no page here
+    first = written(tmp_path, RECORD | {"code": hashes.of_code("01_distill"), "profile": "b200"})
+    assert "made by older code" not in first and "Practice" not in first
     # the code changes, the page is there already
-    (tmp_path / "results/01_distill-50m.json").write_text(json.dumps(RECORD))
-    written(tmp_path, RECORD | {"run": "00_teacher", "reads": {}})
+    (tmp_path / "results/01_distill-50m.json").write_text(json.dumps(RECORD | {"profile": "tiny"}))
+    teacher = {"run": "00_teacher", "reads": {}, "parameters": {"text": "te.txt", "tokens": ""}}
+    written(tmp_path, RECORD | teacher)
     written(tmp_path, RECORD | {"run": "04_merge_eval", "reads": {"01_distill-50m": "ef" * 32}})
     (tmp_path / "mine.html").write_text("a page of somebody else")
     run_pages.refresh(tmp_path)
     again = (tmp_path / "01_distill-50m.html").read_text("utf-8")
-    assert {*links.findall(again)} == {"index.html", "00_teacher.html", "04_merge_eval.html"}
-    assert "made by older code" in again
+    assert "made by older code" in again and "used by</th><td>04_merge_eval<" in again
+    assert "240 times smaller than the plan's, on text that was given." in again
     assert again.partition("<main>")[2].startswith(first.partition("<main>")[2].split("</main>")[0])
     assert (tmp_path / "mine.html").read_text() == "a page of somebody else"
 

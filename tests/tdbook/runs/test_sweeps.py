@@ -183,3 +183,14 @@ def test_a_sweep_need_not_be_told_again_what_the_book_was_told(book):
     write_whole(book / "outputs/here/.snakemake.json", json.dumps(told.config))
     found = graph.jobs(graph.wanted("sweep", {"NAME": "rates", "OUT": "outputs/here"}).config)
     assert found["00_teacher"].parameters["text"] == "words.txt"
+
+
+def test_with_one_end_of_a_trunk_come_all_that_its_record_tells_of(tmp_path):
+    (point := tmp_path / "sweeps/s/p").mkdir(parents=True)
+    (point / sweeps.PARENT).write_text("../../..")
+    outputs = {f"models/{name}": {} for name in ("a", "a-1M", "a-2M")}
+    write_whole(tmp_path / "hashes/01_distill-a.json", json.dumps({"outputs": outputs}))
+    for path in outputs:
+        (tmp_path / path).mkdir(parents=True)
+    sweeps.link(point, ["models/a-1M"])
+    assert {p.name for p in (point / "models").iterdir()} == {"a", "a-1M", "a-2M"}
