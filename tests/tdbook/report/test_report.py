@@ -117,7 +117,7 @@ def test_the_finding_leads_then_the_first_figure_and_provenance_is_folded_below(
     assert page.count(RECORD["finding"]) == 1
     marked = [tag.get_text() for tag in block.select(".changed code")]
     assert marked == ["student", "student"]  # by itself, and among all
-    assert [tag.get_text() for tag in block.select("details .parameters code")] == [
+    assert [tag.get_text() for tag in block.details.select(".parameters code")] == [
         *RECORD["parameters"]
     ]
     text = re.sub(r"\s+", " ", block.get_text())
@@ -133,7 +133,8 @@ def test_a_page_says_that_its_code_is_older_who_used_it_and_that_it_is_practice(
     assert "made by older code" not in first and "Practice" not in first
     # the code changes, the page is there already
     (tmp_path / "results/01_distill-50m.json").write_text(json.dumps(RECORD | {"profile": "tiny"}))
-    teacher = {"run": "00_teacher", "reads": {}, "parameters": {"text": "te.txt", "tokens": ""}}
+    teacher = {"run": "00_teacher", "reads": {}}
+    teacher["parameters"] = RECORD["parameters"] | {"text": "te.txt", "tokens": ""}
     written(tmp_path, RECORD | teacher)
     written(tmp_path, RECORD | {"run": "04_merge_eval", "reads": {"01_distill-50m": "ef" * 32}})
     (tmp_path / "mine.html").write_text("a page of somebody else")
