@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tdbook.runs import hashes, heartbeat, hooks, machine, ownership, parameters
 from tdbook.runs.notebooks import notebook_of
-from tdbook.runs.units import duration, minus
+from tdbook.runs.units import PLAN, duration, minus
 from tdlib import files
 
 COUNTS = ("token_limit", "distinct_tokens", "epochs")  # what bounds a run's tokens; 0: no limit
@@ -144,8 +144,9 @@ class Run:
             sys.modules["matplotlib.pyplot"].close(figure)
         display(Image(png.getvalue(), alt=alt), metadata={"alt": alt})
 
-    def table(self, name: str, table, text: bool = False, shown=None) -> None:
-        """Save as tables/<run>-<name>.csv and .md; show it, or `shown` columns. `text` as above."""
+    def table(self, name: str, table, text: bool = False, shown=None, fold: str = "") -> None:
+        """Save as tables/<run>-<name>.csv and .md; show it, or `shown` columns; folded under a line
+        `fold`. `text` as above."""
         from IPython.display import HTML, display
 
         self._texts |= {name} if text else set()
@@ -153,6 +154,8 @@ class Run:
             table = table.reset_index()
         extra = {"scouting": self._scouting} if self._scouting else {}  # no numbers to quote
         shown, table = [*(shown or table.columns), *extra], table.assign(**extra)
+        if self.parameters["profile"] in PLAN["practice"]:  # of other sizes than the plan's
+            shown = [name for name in shown if not name.startswith("plan")]
         path = self.out / "tables" / f"{self.run}-{name}"
         files.write_whole(path.with_name(f"{path.name}.csv"), table.to_csv(index=False))
         # four digits, three below a hundredth; "–" where nothing is known
@@ -161,7 +164,8 @@ class Run:
         ).replace("nan", "–")
         plain = rounded.to_markdown(index=False, disable_numparse=True)
         files.write_whole(path.with_name(f"{path.name}.md"), plain)
-        display(HTML(rounded[shown].to_html(index=False, border=0)))
+        html = rounded[shown].to_html(index=False, border=0)
+        display(HTML(f"<details><summary>{fold}</summary>{html}</details>" if fold else html))
 
     def finding(self, sentence: str) -> None:
         """What came out, in one sentence with its number."""
