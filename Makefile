@@ -21,7 +21,7 @@ FOLDER = "$${TYPED_OUT:-outputs/$$TYPED_PROFILE}"
 # a name mistyped on the command line would be another book in silence
 TYPED := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 UNKNOWN := $(filter-out $(NAMES) FULL PYTHON GPU_RUNS -%,$(TYPED))
-$(if $(UNKNOWN),$(error $(firstword $(UNKNOWN))= is not known: give one of $(sort $(NAMES) FULL GPU_RUNS)))
+$(if $(UNKNOWN),$(error $(firstword $(UNKNOWN))= is not known: give one of $(sort $(NAMES) FULL GPU_RUNS), in capitals))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book sweep evidence status test bench gpu-code stress lab plan doctor report

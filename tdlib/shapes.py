@@ -69,15 +69,21 @@ class LlamaConfig:
         return self.vocab_size * self.dim
 
     def student(self, shape: str, **size: int) -> "LlamaConfig":
-        """One of SHAPES for a student of this teacher, with its vocabulary, context and eos unless
+        """A shape (`sized`) for a student of this teacher, with its vocabulary, context and eos unless
         given, RoPE theta and norm eps. A teacher with QK norms gives these and its head width, for
         they are over a whole head; the heads together are about as wide as in the shape."""
         names = ("vocab_size", "context", "eos_id", "rope_theta", "norm_eps", "qk_norm")
-        own = {name: getattr(self, name) for name in names} | SHAPES[shape] | size
+        own = {name: getattr(self, name) for name in names} | sized(shape) | size
         if self.qk_norm:
             heads = max(1, round(own["dim"] / self.head_dim))
             own |= {"head_dim": self.head_dim, "heads": heads}
         return LlamaConfig(**own)
+
+
+def sized(shape: str) -> dict[str, int]:
+    """One of SHAPES, or four numbers: "layers=6 heads=6 dim=384 mlp_dim=1024"."""
+    pairs = (pair.split("=") for pair in shape.split() if shape not in SHAPES)
+    return SHAPES.get(shape) or {name: int(number) for name, number in pairs}
 
 
 def to_hf(config: LlamaConfig, dtype: str = "float32") -> dict:

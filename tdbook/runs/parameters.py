@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from tdbook.runs.notebooks import TEACHER, notebook_of
-from tdlib.shapes import SHAPES
+from tdlib.shapes import SHAPES, LlamaConfig, sized
 
 # paths in parameters are relative to it; the tests bring notebooks and params of their own
 ROOT = Path(os.environ.get("TDLIB_ROOT", Path(__file__).parents[2])).resolve()
@@ -240,6 +240,11 @@ def _wrong_together(values: dict) -> Iterator[str]:
     if lengths and not (plain and limit and max(lengths.values()) < limit):
         fault = f"cooldowns = {values['cooldowns']} need schedule: wsd, four_bit_share: 0 and a"
         yield f"{fault} longer token_limit, which is {limit:,}: correct them, or take them away"
+    for name in (n for n in values if n.endswith("shape")):
+        try:
+            LlamaConfig(vocab_size=1, **sized(values[name]))
+        except ValueError as error:
+            yield f"{name} = {values[name]}: {error}"
     if part and not 1 < int(folds) >= int(part):
         yield f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"'
 
@@ -270,7 +275,7 @@ def _wrong_paths(notebook: str, values: dict) -> Iterator[str]:
     elif text and tokens:
         yield f"text = {text!r} and tokens = {tokens!r}: give one of the two"
     elif not text and not tokens and values.get("text_characters") == 0:
-        yield "text_characters = 0 and no text or tokens: give one of the three"
+        yield "no text: give TEXT=path, or TOKENS=folder and TEACHER=file (or text_characters)"
     elif teacher and not tokens and not values["tokenizer"]:
         fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
         yield f"{fault}: give tokens, or text and tokenizer"

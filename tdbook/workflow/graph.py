@@ -108,7 +108,7 @@ def _select(profile: str, every: list[str], words: tuple[str, ...]) -> tuple[str
     for name in every:
         *sweep, run = name.split("/")  # of several runs a point: sweep/point/run
         point = run.partition("-")[2] if len(sweep) == 1 else name
-        names[name] = {name, run, notebook_of(run), point, *sweep}
+        names[name] = {name, run, notebook_of(run), run[:2], point, *sweep}
     for word in words:
         if not any(word in own for own in names.values()):
             known = dict.fromkeys([*every, *(part for own in names.values() for part in own)])

@@ -94,14 +94,17 @@ def traces(out: Path) -> list[str]:
 def row(out: Path, run: str) -> dict:
     """One run. `older`: done, by other code than today's; `record`: {} without one."""
     record = files.whole(out / "results" / f"{run}.json", "parameters") or {}
-    state = heartbeat.state(out, run)
-    if record and not (out / "state" / f"{run}.json").exists():
+    state, published = heartbeat.state(out, run), not (out / "state" / f"{run}.json").exists()
+    if record and published:
         state = {"run": run, "state": "done"}
     done, changed = state["state"] == "done", state.get("changed", {})
     if done:
         changed = {key: record["parameters"][key] for key in record.get("changed", [])}
     about = {"run": run, "name": run, "folder": out, "record": record, "state": state}
-    return about | {"changed": changed, "older": done and hashes.older_code(out, run)}
+    return about | {
+        "changed": changed,
+        "older": done and not published and hashes.older_code(out, run),
+    }
 
 
 def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[dict]:

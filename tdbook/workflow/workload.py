@@ -17,7 +17,7 @@ from tdbook.runs import hashes, notebooks
 from tdbook.runs.notebooks import COMPARISON, EVIDENCE, HARD_SET, INFERENCE, TEACHER, notebook_of
 from tdbook.runs.parameters import ParameterError, nearest, tokens_of
 from tdbook.workflow import execute
-from tdlib.shapes import SHAPES, LlamaConfig
+from tdlib.shapes import LlamaConfig, sized
 
 MODELS = ("models/", "adapters/")
 _TABLE = yaml.safe_load(Path(__file__).with_name("workload.yaml").read_text("utf8"))
@@ -113,7 +113,7 @@ class Size:
 
     def shape(self, name: str, teacher: LlamaConfig | None = None) -> LlamaConfig:
         size = {"vocab_size": self.vocab_size, "context": self.context}
-        return teacher.student(name, **size) if teacher else LlamaConfig(**size, **SHAPES[name])
+        return teacher.student(name, **size) if teacher else LlamaConfig(**size, **sized(name))
 
 
 @dataclass(frozen=True)
