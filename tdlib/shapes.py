@@ -69,9 +69,10 @@ class LlamaConfig:
         return self.vocab_size * self.dim
 
     def student(self, shape: str, **size: int) -> "LlamaConfig":
-        """A shape (`sized`) for a student of this teacher, with its vocabulary, context and eos unless
-        given, RoPE theta and norm eps. A teacher with QK norms gives these and its head width, for
-        they are over a whole head; the heads together are about as wide as in the shape."""
+        """A shape (`sized`) for a student of this teacher, with its vocabulary, context and eos
+        unless given, RoPE theta and norm eps. A teacher with QK norms gives these and its head
+        width, for they are over a whole head; the heads together are about as wide as in the
+        shape."""
         names = ("vocab_size", "context", "eos_id", "rope_theta", "norm_eps", "qk_norm")
         own = {name: getattr(self, name) for name in names} | sized(shape) | size
         if self.qk_norm:

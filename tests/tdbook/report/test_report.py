@@ -129,7 +129,8 @@ def test_the_finding_leads_then_the_first_figure_and_provenance_is_folded_below(
 
 def test_a_page_says_that_its_code_is_older_who_used_it_and_that_it_is_practice(parsed, tmp_path):
     assert "made by older code" in parsed("01_distill-50m")[1].header.get_text()
-    first = written(tmp_path, RECORD | {"code": hashes.of_code("01_distill"), "profile": "b200"})
+    current = RECORD | {"code": hashes.of_code("01_distill"), "profile": "b200"}
+    first = written(tmp_path, current, state("01_distill-50m", "done", DEAD))
     assert "made by older code" not in first and "Practice" not in first
     # the code changes, the page is there already
     (tmp_path / "results/01_distill-50m.json").write_text(json.dumps(RECORD | {"profile": "tiny"}))

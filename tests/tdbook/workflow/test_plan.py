@@ -294,4 +294,4 @@ def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(
     assert code == 1 and re.search("✗ tokens: .*12,000 bytes, by meta.json 5,000 tokens", lines)
     shutil.rmtree(folder / "tokens")
     code, lines = examined(SET="text_characters=0", TOKENS="", TEACHER="")
-    assert code == 1 and re.search("✗ paths: .*text_characters = 0 and no text or tokens", lines)
+    assert code == 1 and re.search("✗ paths: .*no text: give TEXT=path", lines)
