@@ -18,6 +18,7 @@ from tdbook.corpus import token_files
 from tdbook.report import widgets, words
 from tdbook.runs import notebooks
 from tdbook.runs.running import Run
+from tdbook.runs.units import duration
 from tdlib import data, evaluate, hard_set
 from tdlib.model import Llama
 
@@ -176,6 +177,13 @@ def what_02_counted(this: Run) -> str:
         if record["parameters"]["base"] == base:
             return words.difficulty(base, record["remembered"]["short"])
     return f"No record of 02 says on how many windows {base} is better than its teacher."
+
+
+def replays(this: Run) -> str:
+    """What reads the hard set, and so runs again once another is kept, in words."""
+    again = [r for r in common.folder_of(this).of(notebooks.LORA) if "hard_set.json" in r["inputs"]]
+    told = (f"{r['run']} ({duration(r['seconds'])})" for r in again)
+    return f"`make book` then runs again: {', '.join(told)}." if again else "03 reads it."
 
 
 def chosen_for_03(this: Run) -> tuple[hard_set.HardSet, str]:

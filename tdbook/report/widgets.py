@@ -192,8 +192,8 @@ class Explorer(anywidget.AnyWidget):
     done = traitlets.Unicode().tag(sync=True)  # what came of "keep"
 
 
-def explorer(explored: Explored, path: Path) -> Explorer:
-    """The explorer in JupyterLab; "keep" writes the choice to `path`."""
+def explorer(explored: Explored, path: Path, then: str) -> Explorer:
+    """The explorer in JupyterLab; "keep" writes the choice to `path`; `then` is what is due."""
     numbers, orders = numbers_of(explored, CLIPS)
     # JupyterLab has the fonts of the reader's machine alone, and there may be none for Telugu
     css = f"{pages.FONT_FACE} [lang=te] {{font: 1.1em/1.8 'Report Telugu', sans-serif}}"
@@ -217,7 +217,8 @@ def explorer(explored: Explored, path: Path) -> Explorer:
         how = f"by hand, by {at[0]}: {words.choice(chosen, 'the student')}"
         try:
             hard_set.keep(chosen, path, how)
-            widget.done = f"kept in {path.name}: {how}"
+            most = "More than half of the windows are hardly a hard set: the plan takes 15–25 %. "
+            widget.done = f"kept in {path.name}: {how}. {most * (chosen.share > 0.5)}{then}"
         except OSError as error:  # or the reader would believe it kept
             widget.done = f"not kept: {error}"
 
@@ -245,7 +246,7 @@ def offline_explorer(explored: Explored) -> str:
         texts.append([[[*place, -1][0] for place in places], card])
     sides = {"above": range(line, line + SHOWN), "below": range(line - 1, line - 1 - SHOWN, -1)}
     beside = {side: [cards[i] for i in places if i in cards] for side, places in sides.items()}
-    return _page(numbers, texts, beside)
+    return f'<div class="offline">{_page(numbers, texts, beside)}</div>'
 
 
 def _page(numbers: dict, texts: list, beside: dict[str, list[str]]) -> str:

@@ -117,7 +117,7 @@ def test_the_words_and_the_table_are_those_of_the_numbers():
     assert "from +0.400 to +0.250 nats: −0.150 [−0.160, −0.140]. 37% of the difficulty" in text
     assert words.memory(result | {"memory": []}, "50m", "teacher") == ""
     (row,) = tables.reality(rows).reset_index().to_numpy().tolist()
-    assert row == ["50m-seed2", "1,000", "+0.500", "−0.250", "31%", "–"]
+    assert row == ["50m-seed2", "+0.500", "−0.250", "31%", "–", "1,000"]
 
 
 def test_03_repeats_what_02_counted_before_anything_else(tmp_path):
