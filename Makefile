@@ -35,7 +35,7 @@ help:    ## this list
 	@echo "  SET=\"token_limit=200_000_000 02_hard_set.share=0.15\" (parameters of every run, or of one,"
 	@echo "  for a run folder of their own); sweep takes NAME= and all of these; GPU_RUNS=2 lets two runs"
 	@echo "  share a GPU; CLUSTER=slurm makes every run a job, as profiles/slurm/config.yaml says;"
-	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER=, OUT= and SET= too; plan also"
+	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER=, OUT=, ONLY= and SET= too; plan also"
 	@echo "  DEVICE=here|cpu|b200|h200|h100|a100|l4 and PRICE_PER_HOUR="
 
 setup: .venv/made ## the environment, once: .venv with all that the book needs
@@ -76,12 +76,12 @@ lab: .venv/made ## JupyterLab on notebooks/
 	    --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
 	    $(if $(ROOT_USER),--allow-root)
 
-plan: .venv/made ## what every run of PROFILE costs: weights, bytes, hours, money; runs nothing
+plan: .venv/made ## hours, money, bytes and weights of PROFILE, or of ONLY; runs nothing
 	@exec .venv/bin/python -m tdbook plan \
-	    $(call given,PROFILE OUT TOKENS TEACHER SET DEVICE PRICE_PER_HOUR)
+	    $(call given,PROFILE OUT ONLY TOKENS TEACHER SET DEVICE PRICE_PER_HOUR)
 
 doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps of every shape
-	@exec .venv/bin/python -m tdbook doctor $(call given,PROFILE OUT TOKENS TEACHER SET)
+	@exec .venv/bin/python -m tdbook doctor $(call given,PROFILE OUT ONLY TOKENS TEACHER SET)
 
 report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
 	@exec .venv/bin/python -m tdbook report $(FOLDER)

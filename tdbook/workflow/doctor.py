@@ -44,6 +44,7 @@ def examine(pairs: dict[str, str]) -> int:
         distinct.setdefault((t.student, t.teacher, t.rank, t.parameters["compile"]), t)
     for t in distinct.values():
         checks[f"two steps of {Path(t.path).name}"] = partial(_alone, t, device)
+    print(f"{len(checks)} checks; two steps of a shape take about a minute or two", flush=True)
     for what, check in checks.items():
         try:
             line = f"✓ {what}: {check()}"

@@ -36,7 +36,7 @@ class Asked:
 
 
 def asked(wanted: graph.Wanted) -> Asked:
-    """A command's runs, with its text and teacher as far as they are there."""
+    """A command's runs and what they need, with its text and teacher as far as they are there."""
     jobs = graph.jobs(wanted.config, paths=False)
     if TEACHER not in jobs:
         raise ParameterError(f"params/{wanted.profile} has no {TEACHER}.yaml: add one")
@@ -58,11 +58,18 @@ def asked(wanted: graph.Wanted) -> Asked:
     if teacher.context < size.context:
         both = f"{teacher.context:,}, the tokens' {size.context:,}"
         raise ParameterError(f"the teacher's context is {both}: give a shorter block_size")
-    made, works = {"models/teacher": teacher}, []
+    made, works = {"models/teacher": teacher}, {}
     for one in jobs.values():  # the page that compares a sweep's points merges nothing
-        works.append(workload.of_run(one.parameters, size, teacher, {} if one.compares else made))
-        made |= works[-1].made
-    return Asked([*jobs.values()], out, tokens, size, teacher, works)
+        known = {} if one.compares else made
+        works[one.name] = work = workload.of_run(one.parameters, size, teacher, known)
+        made |= work.made
+    targets, pages = graph.targets_of(wanted, jobs)
+    names = [*targets, *pages]
+    for name in names:  # it grows
+        names += [need for need in jobs[name].needs if need in jobs and need not in names]
+    names = [name for name in jobs if name in names]
+    runs, works = ([each[name] for name in names] for each in (jobs, works))
+    return Asked(runs, out, tokens, size, teacher, works)
 
 
 def size_of(folder: Path, out: Path, share: float = 0.2) -> Size:
@@ -128,6 +135,7 @@ def plan(pairs: dict[str, str]) -> str:
     cache = of.size.context * 12 * ((2 if of.size.vocab_size <= 2**16 else 4) + 2) + 5
     content = {"wanted": wanted, "device": device, "source": source, "of": of, "reached": reached}
     content |= {"need": need, "most": most, "free": free, "cache": of.size.train * cache}
+    content["time"] = _time([work.seconds(device) for work in of.works], wanted.price)
     template = Path(__file__).with_name("plan.txt.j2").read_text("utf8")
     lines = jinja2.Template(template).render(content, si=units.si).splitlines()
     head = "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 12) for line in lines)

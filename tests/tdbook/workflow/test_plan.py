@@ -287,7 +287,7 @@ def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(
 
     code, lines = examined()
     assert code == 0 and not (folder / "results").exists()  # nothing is left behind
-    assert re.search("^✓ torch: 2.*✓ tokens: 5 k for.*✓ two steps of 50m: ", lines, re.S)
+    assert re.search("✓ torch: 2.*✓ tokens: 5 k for.*✓ two steps of 50m: ", lines, re.S)
     (folder / "tokens/train.bin").write_bytes(b"\0" * 12_000)
     (folder / "root/params/one/01_distill-50m.yaml").unlink()
     code, lines = examined()
@@ -295,3 +295,12 @@ def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(
     shutil.rmtree(folder / "tokens")
     code, lines = examined(SET="text_characters=0", TOKENS="", TEACHER="")
     assert code == 1 and re.search("✗ paths: .*no text: give TEXT=path", lines)
+
+
+def test_a_plan_of_one_run_says_first_how_long_that_and_what_it_needs_take(capsys):
+    words = ["PROFILE=b200-night", "ONLY=01_distill-50m-recommended", "PRICE_PER_HOUR=4"]
+    assert __main__.main(["plan", *words, "DEVICE=b200"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    runs = [line.split()[0] for line in lines[lines.index("RUNS, one after the other") + 2 :]]
+    assert runs == ["00_teacher", "01_distill-50m-recommended", "all"]
+    assert re.fullmatch(r"time +[\d.]+–[\d.]+ h, for [\d.]+–[\d.]+, one run after the other", first)
