@@ -142,17 +142,13 @@ def default_out(profile: str, text: str, values: dict[str, str] | None = None) -
     names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
     changes = " ".join(f"{name}={value}" for name, value in sorted((values or {}).items()))
     ends = re.sub(r"[^\w.+-]+", "-", changes)
-    # names were cut at their first dot once: such a night goes on
-    for cut in (lambda name: name.split(".")[0], stem):
-        out = "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
-        if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
-            short = out.encode()[: LONGEST - 9].decode(errors="ignore")
-            out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
-        config = files.whole(parameters.ROOT / out / CONFIG) or {}  # of its last command
-        made_of = config.get("given", {}).get("text", "")
-        if absolute(made_of) == absolute(text):
-            return out
-    if text and made_of:
+    out = "-".join(filter(None, [f"outputs/{profile}", "+".join(map(stem, names)), ends]))
+    if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
+        short = out.encode()[: LONGEST - 9].decode(errors="ignore")
+        out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
+    config = files.whole(parameters.ROOT / out / CONFIG) or {}  # of its last command
+    made_of = config.get("given", {}).get("text", "")
+    if text and made_of and absolute(made_of) != absolute(text):
         remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
         raise ParameterError(f"{out} was made of text = {made_of!r}, not of {text!r}: {remedy}")
     return out
