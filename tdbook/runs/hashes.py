@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tdbook.runs import machine, notebooks, parameters, sweeps
-from tdbook.runs.notebooks import INFERENCE, notebook_of
+from tdbook.runs.notebooks import notebook_of
 from tdlib import files
 
 HARD_SET = "hard_set.json"  # of what runs write, this alone may be changed by hand
@@ -22,7 +22,6 @@ KEPT = ("parameters", "code", "inputs", "outputs")  # of hashes/<run>.json
 EMPTY = {"inputs": {}, "outputs": {}}  # where there is none
 AFTER, OLDER = "after ", "made by older code"
 CODE = Path(__file__).parents[2]
-SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 
 
 def load(out: Path, run: str) -> dict | None:
@@ -43,9 +42,8 @@ def makers(out: Path) -> dict[str, tuple[str, dict]]:
 
 
 def made_by_others(out: Path, run: str) -> dict[str, dict]:
-    """What the folder's other finished runs wrote for others to read → fingerprint."""
-    made = makers(out).items()
-    return {n: was for n, (by, was) in made if by != run and notebook_of(by) != INFERENCE}
+    """What the folder's other finished runs wrote → fingerprint."""
+    return {name: was for name, (maker, was) in makers(out).items() if maker != run}
 
 
 def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
@@ -185,16 +183,8 @@ def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | No
 
 
 def _content(path: Path) -> bytes:
-    """Hash of a file; of a large one, of its size and 64 evenly spaced MiB."""
-    size = path.stat().st_size
     with path.open("rb") as file:
-        if size <= SAMPLED:
-            return hashlib.file_digest(file, "sha256").digest()
-        digest = hashlib.sha256(str(size).encode())
-        for i in range(64):
-            file.seek((size - 2**20) * i // 63)
-            digest.update(file.read(2**20))
-    return digest.digest()
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def of_code(notebook: str) -> str:
