@@ -47,10 +47,9 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
                 raise FileExistsError(f"{fault}: give another path or name, or change out (OUT=)")
     if foreign := not_ours(out, run, [*writes], notebook):
         raise FileExistsError(refusal(foreign))
-    before = files.whole(kept := out / CLAIMS / f"{run}.json", kind=list)
-    claimed = sorted({*(before or []), *writes, *notebooks.losses(writes)})
-    if claimed != before:
-        files.write_whole(kept, json.dumps(claimed))
+    before = files.whole(kept := out / CLAIMS / f"{run}.json", kind=list) or []
+    claimed = sorted({*before, *writes, *notebooks.losses(writes)})
+    files.write_whole(kept, json.dumps(claimed))
 
 
 def refusal(foreign: list[Path]) -> str:
@@ -95,12 +94,10 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     """Move all that a finished run made to old/, and say so. A hard set chosen by hand stays, if
     its tokens did not change and nobody asked for a redo."""
     kept = hashes.load(out, run) or hashes.EMPTY
-    record = files.whole(out / f"results/{run}.json", "models") or {"models": {}}
     outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
-    losses = notebooks.losses([*outputs, *(f"models/{name}" for name in record["models"])])
     own = [str(path.relative_to(out)) for path in named(out, run)]
     own = [name for name in own if not name.startswith(("state/", ".done/"))]
-    names = {*own, f"{run}.ipynb", *outputs, *losses}
+    names = {*own, f"{run}.ipynb", *outputs, *notebooks.losses(outputs)}
     note = "what it made before is in"
     if hashes.HARD_SET in names and by_hand(out / hashes.HARD_SET):
         tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
