@@ -267,11 +267,9 @@ def swept(name: str, profile: str, runs: list[BookRun], values: dict) -> list[Bo
             one = _run(who, sweep.name_of(point, run), own, given, makers | inside, out)
             points.append(replace(one, sweep=name))
             inside |= dict.fromkeys(one.writes, one.name)
-    if sweep.several:
-        return points
     page = next((one for one in runs if one.notebook == COMPARISON), None)
-    if page is None:
-        raise ParameterError(f"params/{profile} has no {COMPARISON} to compare the points with")
+    if sweep.several or page is None:
+        return points
     # the profile's own 04 on the sweep's folder: its models are those 04 cannot do without
     run, place = sweeps.page(name), sweeps.folder(out, name)
     own = parameters.read(page.yaml) | {"run": run, "out": shown(place), "sweeps": name}
