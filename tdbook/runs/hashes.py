@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tdbook.runs import machine, notebooks, parameters, sweeps
-from tdbook.runs.notebooks import INFERENCE, notebook_of
+from tdbook.runs.notebooks import notebook_of
 from tdlib import files
 
 HARD_SET = "hard_set.json"  # of what runs write, this alone may be changed by hand
@@ -22,7 +22,6 @@ KEPT = ("parameters", "code", "inputs", "outputs")  # of hashes/<run>.json
 EMPTY = {"inputs": {}, "outputs": {}}  # where there is none
 AFTER, OLDER = "after ", "made by older code"
 CODE = Path(__file__).parents[2]
-SAMPLED = 2**30  # bytes; of a larger file 64 MiB are hashed
 
 
 def load(out: Path, run: str) -> dict | None:
@@ -43,9 +42,8 @@ def makers(out: Path) -> dict[str, tuple[str, dict]]:
 
 
 def made_by_others(out: Path, run: str) -> dict[str, dict]:
-    """What the folder's other finished runs wrote for others to read → fingerprint."""
-    made = makers(out).items()
-    return {n: was for n, (by, was) in made if by != run and notebook_of(by) != INFERENCE}
+    """What the folder's other finished runs wrote → fingerprint."""
+    return {name: was for name, (maker, was) in makers(out).items() if maker != run}
 
 
 def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
@@ -57,19 +55,10 @@ def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
 
 
 def input_hashes(out: Path, run: str, places: dict[str, Path], known: dict | None = None) -> dict:
-    """Fingerprints of what a run reads. What another run wrote keeps the fingerprint it had then,
-    except a hard set and links. `known` ones are believed where no time moved."""
-    made = made_by_others(out, run)
-    known, found = (known or {}) | made, {}
-    for name, path in places.items():
-        look = name not in made or name == HARD_SET or _links(path, made[name])
-        found[name] = fingerprint(path, known.get(name)) if look else made[name]
-    return found
-
-
-def _links(path: Path, made: dict) -> bool:
-    """Whether files of it are links: their owner's."""
-    return any((path / file).is_symlink() for file in made["files"] if file != ".")
+    """Fingerprints of what a run reads. What another run wrote, but a hard set, keeps the one that
+    it had then. `known` ones are believed where no time moved."""
+    made, known = made_by_others(out, run) | {HARD_SET: None}, known or {}
+    return {n: made.get(n) or fingerprint(path, known.get(n)) for n, path in places.items()}
 
 
 def outputs(out: Path, run: str, values: dict) -> dict[str, Path]:
@@ -115,8 +104,7 @@ def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str
         return "to be repeated"
     before, now = decisive(files.record(made)["parameters"]), decisive(values)
     if changed := [name for name in before | now if before.get(name, ...) != now.get(name, ...)]:
-        words = (f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed)
-        return "; ".join(words)
+        return "; ".join(f"{n} was {before.get(n)!r}, is {now.get(n)!r}" for n in changed)
     if values["profile"] in QUICK and kept["code"] != of_code(notebook_of(run)):
         return OLDER
     now, read = inputs(out, run, values), kept["inputs"]
@@ -141,11 +129,11 @@ def older_code(out: Path, run: str) -> bool:
 def damage(out: Path, run: str, full: bool = False, reads: Iterable | None = None) -> list[str]:
     """A line, with the remedy, for each file that a finished run wrote, or others wrote of what it
     `reads`, and that differs now. `full` reads every file, else those whose size or time moved.
-    No damage: files laid beside, outputs removed whole or linked, a hard set chosen by hand."""
+    No damage: files laid beside, outputs removed whole, a hard set chosen by hand."""
     lines = []
     for name, (maker, was) in makers(out).items():
         place, asked = out / name, maker == run if reads is None else maker != run and name in reads
-        if not asked or not place.exists() or _links(place, was):
+        if not asked or not place.exists():
             continue
         now, what = fingerprint(place, None if full else was, was["files"]), ""
         if name == HARD_SET and now["files"] != was["files"]:
@@ -163,9 +151,8 @@ def chosen(path: Path) -> dict | None:
     choice = files.whole(path, "windows_K", "threshold", "share")
     if choice is None or not isinstance(rows := choice["windows_K"], list):
         return None
-    numbers = all(type(choice[key]) in (int, float) for key in ("threshold", "share"))
     whole = all(type(row) is int and row >= 0 for row in rows) and rows == sorted({*rows})
-    return choice if numbers and whole else None
+    return choice if whole else None
 
 
 def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | None = None) -> dict:
@@ -185,16 +172,8 @@ def fingerprint(path: Path, known: dict | None = None, names: Iterable[str] | No
 
 
 def _content(path: Path) -> bytes:
-    """Hash of a file; of a large one, of its size and 64 evenly spaced MiB."""
-    size = path.stat().st_size
     with path.open("rb") as file:
-        if size <= SAMPLED:
-            return hashlib.file_digest(file, "sha256").digest()
-        digest = hashlib.sha256(str(size).encode())
-        for i in range(64):
-            file.seek((size - 2**20) * i // 63)
-            digest.update(file.read(2**20))
-    return digest.digest()
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def of_code(notebook: str) -> str:

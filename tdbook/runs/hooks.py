@@ -79,19 +79,17 @@ def _run(command: str, env: dict, root: Path, limit: float) -> str:
 def beside(command: str, folder: Path, root: Path, told: Callable[[], dict]) -> Iterator[None]:
     """Inside, a thread calls after_checkpoint for new ones, one call at a time; the last always."""
     kept, ended = folder / "state.pt", threading.Event()
-
-    def written() -> int:
-        return kept.stat().st_mtime_ns if kept.exists() else 0
+    before = kept.stat().st_mtime_ns if kept.exists() else 0
 
     def watch(seen: int) -> None:
         last = not command
         while not last:
             last = ended.wait(LOOK_S)
-            if (now := written()) not in (0, seen):
+            if kept.exists() and (now := kept.stat().st_mtime_ns) != seen:
                 seen = now
                 call(parameters.COMMANDS[0], command, told(), root)
 
-    thread = threading.Thread(target=watch, args=(written(),), daemon=True)
+    thread = threading.Thread(target=watch, args=(before,), daemon=True)
     thread.start()
     try:
         yield

@@ -33,20 +33,15 @@ def below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Ite
 
 
 def find_homes() -> None:
-    """Where HOME cannot be written, let programs write in a folder of this user in /tmp."""
+    """Where HOME cannot be written, let this command's programs write in a temporary folder."""
     if not os.environ.get("HOME"):
         os.environ.pop("HOME", None)  # empty, it would be the working directory
-    home = os.path.expanduser("~")
     try:
-        tempfile.TemporaryFile(dir=home).close()
+        tempfile.TemporaryFile(dir=os.path.expanduser("~")).close()
     except OSError:
-        spare = Path(tempfile.gettempdir()) / f"tdlib-home-{os.getuid()}"
-        spare.mkdir(mode=0o700, exist_ok=True)
-        if spare.is_symlink() or spare.stat().st_uid != os.getuid():
-            line = f"HOME={home} cannot be written, and {spare} is another user's"
-            raise OSError(f"{line}: give HOME= a folder of yours") from None
-        for name, usual in HOMES.items():
-            os.environ[name] = os.environ.get(name) or str(spare / usual)
+        unset = [name for name in HOMES if not os.environ.get(name)]  # none, below `make book`
+        spare = tempfile.mkdtemp(prefix="tdlib-home-") if unset else ""
+        os.environ |= {name: f"{spare}/{HOMES[name]}" for name in unset}
 
 
 def commit() -> tuple[str | None, bool | None]:

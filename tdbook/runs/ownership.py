@@ -47,10 +47,9 @@ def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
                 raise FileExistsError(f"{fault}: give another path or name, or change out (OUT=)")
     if foreign := not_ours(out, run, [*writes], notebook):
         raise FileExistsError(refusal(foreign))
-    before = files.whole(kept := out / CLAIMS / f"{run}.json", kind=list)
-    claimed = sorted({*(before or []), *writes, *notebooks.losses(writes)})
-    if claimed != before:
-        files.write_whole(kept, json.dumps(claimed))
+    before = files.whole(kept := out / CLAIMS / f"{run}.json", kind=list) or []
+    claimed = sorted({*before, *writes, *notebooks.losses(writes)})
+    files.write_whole(kept, json.dumps(claimed))
 
 
 def refusal(foreign: list[Path]) -> str:
@@ -95,12 +94,10 @@ def put_away(out: Path, run: str, values: dict, inputs: dict[str, dict], why: st
     """Move all that a finished run made to old/, and say so. A hard set chosen by hand stays, if
     its tokens did not change and nobody asked for a redo."""
     kept = hashes.load(out, run) or hashes.EMPTY
-    record = files.whole(out / f"results/{run}.json", "models") or {"models": {}}
     outputs = [*(kept["outputs"] or hashes.outputs(out, run, values))]
-    losses = notebooks.losses([*outputs, *(f"models/{name}" for name in record["models"])])
     own = [str(path.relative_to(out)) for path in named(out, run)]
     own = [name for name in own if not name.startswith(("state/", ".done/"))]
-    names = {*own, f"{run}.ipynb", *outputs, *losses}
+    names = {*own, f"{run}.ipynb", *outputs, *notebooks.losses(outputs)}
     note = "what it made before is in"
     if hashes.HARD_SET in names and by_hand(out / hashes.HARD_SET):
         tokens = {made.get("tokens", {}).get("sha256") for made in (kept["inputs"], inputs)}
@@ -131,21 +128,19 @@ def keep_checkpoint(out: Path, run: str, values: dict, inputs: dict[str, dict], 
     """A checkpoint of other inputs, or in quick profiles of other code, goes to old/. Another
     parameter may be a slip, which must not cost a night: ValueError. `redo` starts over once."""
     folder = out / (place := f"checkpoints/{run}")
-    before = {"redo": False, "parameters": {}} | (files.whole(folder / "made_from.json") or {})
-    now = {
-        "parameters": hashes.decisive(values),
-        "inputs": {name: fingerprint["sha256"] for name, fingerprint in inputs.items()},
-        "code": code if values["profile"] in hashes.QUICK else "",
-        "redo": values["redo"] or before["redo"],
-    }
-    fits = all(now[key] == before.get(key) for key in ("inputs", "code", "redo"))
-    if fits and any(folder.rglob("state.pt")):
-        for name, value in now["parameters"].items():
-            if (was := before["parameters"].get(name)) != value:
-                fault = f"{run} has a checkpoint made with {name} = {was!r}, now it is {value!r}"
-                remedy = f"put it back to go on, or start over with redo = True (REDO={run})"
-                raise ValueError(f"{fault}: {remedy}")
-    elif now != before and {p.name for p in folder.rglob("*.*")} - {"made_from.json"}:
+    before = files.whole(folder / "made_from.json", "parameters", "redo") or {"redo": False}
+    now = {"parameters": hashes.decisive(values), "redo": values["redo"] or before["redo"]}
+    now["inputs"] = {name: fingerprint["sha256"] for name, fingerprint in inputs.items()}
+    now["code"] = code if values["profile"] in hashes.QUICK else ""
+    changed = [key for key in now if now[key] != before.get(key)]
+    if changed == ["parameters"] and any(folder.rglob("state.pt")):
+        was, value = before["parameters"], now["parameters"]
+        name = next(name for name in was | value if was.get(name) != value.get(name))
+        was, value = was.get(name), value.get(name)
+        fault = f"{run} has a checkpoint made with {name} = {was!r}, now it is {value!r}"
+        remedy = f"put it back to go on, or start over with redo = True (REDO={run})"
+        raise ValueError(f"{fault}: {remedy}")
+    if changed and {p.name for p in folder.rglob("*.*")} - {"made_from.json"}:
         old = _move(out, [place], run)
         print(f"{run} starts over; its checkpoint is in {parameters.shown(old)}")
     files.write_whole(folder / "made_from.json", json.dumps(now))

@@ -238,10 +238,9 @@ class Run:
         self._inputs = hashes.input_hashes(self.out, self.run, inputs)
         self._code = hashes.of_code(self.notebook)
         self._scouting = _scouting(*about, inputs)
-        if (done := self._file("hashes")).exists():
+        if self._file("hashes").exists():
             ownership.put_away(*about, self._inputs, self._why)
         ownership.keep_checkpoint(*about, self._inputs, self._code)
-        done.unlink(missing_ok=True)
 
     def _attach(self) -> None:
         """Listen to cells, SIGTERM and the end of the process; write a heartbeat meanwhile."""

@@ -166,12 +166,11 @@ def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
     listed = {"question": sweep.question, "notebook": one, "points": sweep.points}
     listed["runs"] = {point: sweep.runs(point) for point in sweep.points}
     content[place / POINTS] = json.dumps(listed, ensure_ascii=False, indent=1)
-    new = [path for path in content if not path.exists() or path.read_text("utf8") != content[path]]
-    old = (path for path in new if os.path.lexists(path))
-    if foreign := ", ".join(str(path) for path in old if parent(path.parent) is None):
+    there = (str(path) for path in content if os.path.lexists(path) and not parent(path.parent))
+    if foreign := ", ".join(there):
         raise FileExistsError(f"{foreign} is there and was not made by the book: {files.AWAY}")
-    for path in new:
-        files.write_whole(path, content[path])
+    for path, text in content.items():
+        files.write_whole(path, text, lasting=False)  # every command writes them
 
 
 def listed(out: Path, name: str) -> dict:

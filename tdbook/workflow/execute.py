@@ -134,15 +134,14 @@ def _settled(out: Path, run: str, error: str | None) -> dict:
     if state["state"] in ("done", "failed"):
         return state
     if error == "stopped" or (error and state["state"] == "interrupted"):  # it said so itself
-        heartbeat.write_state(out, run, "interrupted", error=["stopped"])
-        return heartbeat.state(out, run) | {"state": "interrupted"}  # though an earlier one is done
-    if state["state"] == "lost":
+        state |= {"state": "interrupted", "error": ["stopped"]}
+    elif state["state"] == "lost":
         state |= {"error": [error or "its process is gone"]}
-        files.write_whole(out / "state" / f"{run}.json", json.dumps(state))
     else:
         error = error or "the notebook ended without this.finish(): add it as its last call"
-        heartbeat.write_state(out, run, "failed", error=[error])
-    return heartbeat.state(out, run)
+        state |= {"state": "failed", "error": [error]}
+    files.write_whole(out / "state" / f"{run}.json", json.dumps(state))
+    return state
 
 
 def last_words(state: dict) -> str:

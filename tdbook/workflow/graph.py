@@ -142,17 +142,13 @@ def default_out(profile: str, text: str, values: dict[str, str] | None = None) -
     names = [Path(path).name.replace(" ", "_") for path in parameters.texts(text)]
     changes = " ".join(f"{name}={value}" for name, value in sorted((values or {}).items()))
     ends = re.sub(r"[^\w.+-]+", "-", changes)
-    # names were cut at their first dot once: such a night goes on
-    for cut in (lambda name: name.split(".")[0], stem):
-        out = "-".join(filter(None, [f"outputs/{profile}", "+".join(map(cut, names)), ends]))
-        if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
-            short = out.encode()[: LONGEST - 9].decode(errors="ignore")
-            out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
-        config = files.whole(parameters.ROOT / out / CONFIG) or {}  # of its last command
-        made_of = config.get("given", {}).get("text", "")
-        if absolute(made_of) == absolute(text):
-            return out
-    if text and made_of:
+    out = "-".join(filter(None, [f"outputs/{profile}", "+".join(map(stem, names)), ends]))
+    if len(out.encode()) > LONGEST:  # the whole name still tells, as a hash
+        short = out.encode()[: LONGEST - 9].decode(errors="ignore")
+        out = f"{short}-{hashlib.sha256(out.encode()).hexdigest()[:8]}"
+    config = files.whole(parameters.ROOT / out / CONFIG) or {}  # of its last command
+    made_of = config.get("given", {}).get("text", "")
+    if text and made_of and absolute(made_of) != absolute(text):
         remedy = f"give a folder of its own (OUT=), or OUT={out} to make that one anew"
         raise ParameterError(f"{out} was made of text = {made_of!r}, not of {text!r}: {remedy}")
     return out
@@ -271,11 +267,9 @@ def swept(name: str, profile: str, runs: list[BookRun], values: dict) -> list[Bo
             one = _run(who, sweep.name_of(point, run), own, given, makers | inside, out)
             points.append(replace(one, sweep=name))
             inside |= dict.fromkeys(one.writes, one.name)
-    if sweep.several:
-        return points
     page = next((one for one in runs if one.notebook == COMPARISON), None)
-    if page is None:
-        raise ParameterError(f"params/{profile} has no {COMPARISON} to compare the points with")
+    if sweep.several or page is None:
+        return points
     # the profile's own 04 on the sweep's folder: its models are those 04 cannot do without
     run, place = sweeps.page(name), sweeps.folder(out, name)
     own = parameters.read(page.yaml) | {"run": run, "out": shown(place), "sweeps": name}

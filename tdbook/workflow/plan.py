@@ -44,11 +44,8 @@ def asked(wanted: graph.Wanted) -> Asked:
     shares = [one.parameters["share"] for one in jobs.values() if one.notebook == HARD_SET]
     teacher = _teacher(p, out, jobs[TEACHER].given.get("teacher"))
     tokens = parameters.ROOT / (p["tokens"] or out / "tokens")
-    if p["tokens"] or (tokens / "meta.json").is_file():
-        size = size_of(tokens, out, *shares[:1])
-    else:
-        vocab_size = teacher.vocab_size if teacher else p["vocab_size"]
-        tokens, size = None, _guessed(p, vocab_size, *shares[:1])
+    tokens = tokens if p["tokens"] or (tokens / "meta.json").is_file() else None
+    size = size_of(tokens, out, *shares[:1]) if tokens else _guessed(p, teacher, *shares[:1])
     teacher = teacher or size.shape(p["shape"])
     if size.vocab_size < teacher.vocab_size < 2 * size.vocab_size:  # 00 cuts rows of no piece
         teacher = replace(teacher, vocab_size=size.vocab_size)
@@ -82,9 +79,10 @@ def size_of(folder: Path, out: Path, share: float = 0.2) -> Size:
     return size if chosen is None else replace(size, hard=len(chosen["windows_K"]))
 
 
-def _guessed(p: dict, vocab_size: int, share: float = 0.2) -> Size:
+def _guessed(p: dict, teacher: LlamaConfig | None, share: float = 0.2) -> Size:
     """Before there are tokens: those of the text that 00 writes, by its length, or the nominal."""
     # with vocabularies of 600, 2,048 and 8,192 a token has 2.05, 3.56 and 5.83 characters
+    vocab_size = teacher.vocab_size if teacher else p["vocab_size"]
     written = p["text_characters"] / (0.162 * vocab_size**0.4)
     train = round(written * (1 - p["val_share"]) or NOMINAL)
     val = round(train * p["val_share"] / (1 - p["val_share"]))

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 from tdbook.runs import hashes, heartbeat, parameters, sweeps
@@ -42,14 +41,13 @@ def make(wanted: Wanted) -> int:
     with lock:
         if wanted.cluster:
             wait_for_jobs(out)
-        wanted = replace(wanted, redo=_not_yet_redone(wanted, runs))
-        runs = prepare(wanted.config)
+        prepare(wanted.config)
         graph.judged(wanted, runs)
         began, (targets, pages) = time.time(), graph.targets_of(wanted, runs)
         with status.session(out, [*targets, *pages], wanted.command, wanted.price) as session:
             code = _snakemake(wanted, targets)
-            if pages and code != 130:  # all that REDO names is made
-                code = max(code, _snakemake(replace(wanted, redo=()), pages))
+            if pages and code != 130:
+                code = max(code, _snakemake(wanted, pages))
             session["code"] = code
         return _summary(out, [runs[name] for name in [*targets, *pages]], code, began)
 
@@ -70,15 +68,16 @@ def _not_yet_redone(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[str, ...]
     for one in reversed(status.sessions(parameters.ROOT / wanted.out)):
         if one["command"] != wanted.command or one["code"] == 0:
             break
-        began = one["began"] - 1  # records have whole seconds
-    records = {name: status.row(runs[name].out, runs[name].run)["record"] for name in wanted.redo}
-    started = {n: datetime.fromisoformat(r["started"]).timestamp() for n, r in records.items() if r}
-    return tuple(name for name in wanted.redo if started.get(name, 0.0) < began)
+        began = one["began"]
+    kept = {name: runs[name].out / f"hashes/{runs[name].run}.json" for name in wanted.redo}
+    return tuple(n for n, p in kept.items() if not p.exists() or p.stat().st_mtime < began)
 
 
 def _snakemake(wanted: Wanted, targets: list[str]) -> int:
     """Run Snakemake until these targets are made; 130 where it was stopped."""
-    out, runs = parameters.ROOT / wanted.out, graph.jobs(wanted.config)
+    out = parameters.ROOT / wanted.out
+    wanted = replace(wanted, redo=_not_yet_redone(wanted, graph.jobs(wanted.config)))
+    runs = graph.jobs(wanted.config)
     for place in {out, *(one.out for one in runs.values())}:
         clear(place)
     command = _command_of(wanted, runs, targets)
@@ -102,7 +101,7 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
         while time.monotonic() < end and "running" in (s["state"] for s in heartbeat.states(out)):
             time.sleep(0.2)
         return 130
-    return _snakemake(replace(wanted, redo=_not_yet_redone(wanted, runs)), targets)
+    return _snakemake(wanted, targets)
 
 
 def _command_of(wanted: Wanted, runs: dict[str, BookRun], targets: list[str]) -> list:

@@ -129,14 +129,13 @@ def sweeps_of(out: Path) -> dict[str, dict]:
     """A folder's sweeps → their `rows`, `counts` of the points by state, `finding` of the page."""
     found = {}
     for path in sorted(out.glob(f"sweeps/*/{sweeps.POINTS}")):
-        listed, own = files.whole(path, "notebook", "points"), {"rows": [], "counts": {}}
-        finding = f"{path} is broken: `make sweep NAME={path.parent.name}` writes it again"
-        if listed:
-            own["rows"] = points = rows(path.parent)
-            page = [points[-1]] if listed["notebook"] else []
-            finding = page[0]["record"].get("finding", "") if page else ""
-            own["counts"] = Counter(map(heartbeat.word, points[: len(points) - len(page)]))
-        found[path.parent.name] = own | {"finding": finding}
+        try:
+            page, points = bool(sweeps.listed(out, path.parent.name)["notebook"]), rows(path.parent)
+            finding = points[-1]["record"].get("finding", "") if page else ""
+        except ValueError as error:  # the list of points is broken
+            page, points, finding = False, [], str(error)
+        counts = Counter(map(heartbeat.word, points[: len(points) - page]))
+        found[path.parent.name] = {"rows": points, "counts": counts, "finding": finding}
     return found
 
 

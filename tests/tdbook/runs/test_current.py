@@ -283,6 +283,9 @@ def hurt(out: Path, table: str) -> Iterator[tuple[str, str]]:
         (out / name).unlink()
         if how in CUT:
             (out / name).write_bytes(CUT[how](raw))
+        if how == "linked":  # to a file of another, who has changed it since
+            (out / name).symlink_to(mine := out.with_name("mine"))
+            mine.write_bytes(raw + b" more")
         if how == "zeroed":
             os.utime(out / name, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         yield how, name

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from nbclient.exceptions import DeadKernelError
 
 from tdbook.__main__ import main
-from tdbook.runs import hashes, heartbeat, machine, notebooks, parameters, running
+from tdbook.runs import heartbeat, machine, notebooks, parameters, running
 from tdbook.runs.hashes import older_code
 from tdbook.runs.ownership import clear
 from tdbook.runs.parameters import ParameterError
@@ -75,15 +75,6 @@ def test_a_run_is_repeated_for_what_changes_its_result_and_its_record_says_where
     nbformat.write(notebook, path)
     assert older_code(made, "01_distill-a")
     assert distill(learning_rate=2e-3) and not older_code(made, "01_distill-a")
-
-
-def test_large_files_are_told_apart_by_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(hashes, "SAMPLED", 2**20)
-    path, found = tmp_path / "train.bin", set()
-    for size, last in ((100, b"\0"), (100, b"x"), (101, b"\0")):
-        path.write_bytes(bytes(size * 2**16 - 1) + last)
-        found.add(hashes.fingerprint(path)["sha256"])
-    assert len(found) == 3
 
 
 def test_what_was_stopped_or_writes_not_all_that_it_must_is_not_done_and_remembers_nothing(made):
@@ -396,11 +387,8 @@ def test_where_home_cannot_be_written_what_runs_below_writes_elsewhere(tmp_path,
     machine.find_homes()
     places = [os.environ[name] for name in machine.HOMES]
     assert all(place.startswith(str(tmp_path / "spare")) == (home != "mine") for place in places)
-    if home != "mine":  # and the spare one may be somebody else's
-        shutil.rmtree(spare := tmp_path / f"spare/tdlib-home-{os.getuid()}")
-        spare.symlink_to(tmp_path)
-        with pytest.raises(OSError, match=r"another user's: give HOME= a folder of"):
-            machine.find_homes()
+    machine.find_homes()  # a child's: it has its parent's
+    assert [os.environ[name] for name in machine.HOMES] == places
 
 
 def test_a_run_folder_has_the_whole_name_of_its_text(root):
@@ -429,7 +417,6 @@ def test_another_text_of_the_same_name_does_not_take_the_folder_of_the_first(roo
     for other in ("b/te.txt", "a/te.jsonl", "te.txt"):
         with pytest.raises(ParameterError, match="outputs/tiny-te was made of text"):
             graph.wanted("book", {"TEXT": other, "ONLY": "00_teacher"})
-    assert given("te.wiki.txt", "outputs/tiny-te") == graph.default_out("tiny", "te.wiki.txt")
     asked = {"TEXT": "b/te.txt", "OUT": "outputs/tiny-te"}
     assert graph.wanted("book", asked).out == "outputs/tiny-te"  # the remedy helps
     (root / "outputs/tiny-te" / graph.CONFIG).write_text("")  # of a power cut

@@ -146,8 +146,7 @@ def test_a_redo_that_was_stopped_is_not_repeated_by_the_same_command(book):
     by_hand(graph.wanted("book", {}), "00_teacher", "01_distill-a")
     wanted = graph.wanted("book", {"PROFILE": "tiny", "REDO": "01_distill-a"})
     out, run, jobs = book / "outputs/tiny", "01_distill-a", graph.jobs(wanted.config)
-    path = out / f"results/{run}.json"
-    path.write_text(path.read_text().replace('"started": "20', '"started": "19'))
+    os.utime(out / f"hashes/{run}.json", (0, 0))
     with pytest.raises(KeyboardInterrupt):  # stopped before all is made
         with status.session(out, [], wanted.command, None):
             assert scheduler._not_yet_redone(wanted, jobs) == (run,)
