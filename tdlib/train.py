@@ -141,8 +141,9 @@ def fit(
     key = checkpoint.key(student, recipe, rows, windows, targets)
     state = checkpoint.State(student, recipe, device, key)
     keeper = checkpoint.Keeper(folder, state, len(rows), steps, team)
+    evaluate = cached()(evaluate)  # a rounded matrix is made once, not whenever it is read
     if not keeper.restore():
-        state.log.append({"step": 0, "tokens": 0} | _evaluated(evaluate, student))
+        state.log.append({"step": 0, "tokens": 0} | evaluate(student))
         record(state.log[0])
     evaluated = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
     with checkpoint.Signals(folder is not None) as signals, _deterministic(recipe.deterministic):
@@ -151,16 +152,11 @@ def fit(
             if step in evaluated or step % max(1, len(steps) // LOGGED) == 0:
                 row = state.row(sum(map(len, steps[:step])) * windows.context)
                 if step in evaluated:
-                    state.log.append(row := row | _evaluated(evaluate, student))
+                    state.log.append(row := row | evaluate(student))
                 record(row)
                 state.meter = checkpoint.Meter(device)
             keeper.after(step, signals, targets)
     return state.log
-
-
-@cached()  # a rounded matrix is made once, not whenever it is read
-def _evaluated(evaluate: Callable[[Llama], dict], student: Llama) -> dict:
-    return evaluate(student)
 
 
 @contextlib.contextmanager

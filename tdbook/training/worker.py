@@ -128,27 +128,21 @@ def _run(job: Path, processes: int, given: dict, record, progress) -> list[dict]
 def _pack(model: Llama, path: Path) -> tuple[Path, Llama, list[bool]]:
     """Its weights in a file, the model without them, and, where it is rounded, how: the parts of a
     rounded model are not pickled, a worker attaches its own."""
-    weights = dict(model.named_parameters())
-    content = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    content = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     safetensors.torch.save_file(content, path)
-    kept = [m.parametrizations.weight[0].kept_BN for m in quantize.parts(model)]
-    if kept:
+    if rounded := quantize.parts(model):
         with torch.device("meta"):
-            weights = dict((model := Llama(model.config)).named_parameters())
-    bare = {id(w): nn.Parameter(torch.empty(0), w.requires_grad) for w in weights.values()}
-    return path, copy.deepcopy(model, bare).cpu(), [kept[0] is not None] if kept else []
+            model = Llama(model.config)
+    bare = {id(w): nn.Parameter(w.to("meta"), w.requires_grad) for w in model.parameters()}
+    bare |= {id(table): table.cpu() for table in model.buffers()}
+    kept = [part.parametrizations.weight[0].kept_BN is not None for part in rounded[:1]]
+    return path, copy.deepcopy(model, bare), kept
 
 
 def _unpack(path: Path, model: Llama, rounded: list[bool]) -> Llama:
-    weights = safetensors.torch.load_file(path)
-    shifts = {name: weights.pop(name) for name in [*weights] if name.endswith("original1")}
-    for name, weight in weights.items():
-        name = name.replace(".parametrizations.weight.original0", ".weight")
-        model.get_parameter(name).data = weight
     if rounded:
         quantize.attach(model, *rounded)
-    for name, shift_B in shifts.items():
-        model.get_parameter(name).data = shift_B
+    model.load_state_dict(safetensors.torch.load_file(path), assign=True)
     return model
 
 
