@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
+from tdlib.files import refused
+
 TABLES = tomllib.loads(Path(__file__).with_name("shapes.toml").read_text(encoding="utf8"))
 SHAPES: dict[str, dict[str, int]] = TABLES["shapes"]  # layers, heads, dim, mlp_dim by name
 OPTIONS = TABLES["options"]  # of files from elsewhere: which are read, and which change nothing
@@ -125,16 +127,14 @@ def read_config(folder: Path) -> LlamaConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give a folder with a Hugging Face Llama")
-    try:
+    remedy = "copy it again, or give another model"
+    with refused(f"{path} describes no Llama for this book", remedy, ValueError, TypeError):
         c = read_json(path)
         # the older name goes first, as in transformers
         ropes = [dict(c.get(name) or {}) for name in ("rope_scaling", "rope_parameters")]
         if odd := next(_odd_in_config(c, ropes), ""):
             raise ValueError(odd)
         return LlamaConfig(**_shape(c, ropes))
-    except (ValueError, TypeError) as error:
-        fault = f"{path} describes no Llama for this book ({error})"
-        raise ValueError(f"{fault}: copy it again, or give another model") from None
 
 
 def _shape(c: dict, ropes: list[dict]) -> dict:
@@ -188,8 +188,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         fault = f"{folder} holds no .safetensors by the name of model"
         raise FileNotFoundError(f"{fault}: save the model in that format")
-    try:
+    errors = ValueError, TypeError, KeyError, AttributeError
+    with refused(f"{index} is no index of shards", "copy it again", *errors):
         names = sorted(set(read_json(index)["weight_map"].values()))
         return [folder / Path(name).name for name in names]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of shards ({error!r:.200}): copy it again") from None

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tdlib.files import refused
 from tdlib.shapes import LlamaConfig, read_config, weight_files
 
 Shapes = dict[str, tuple[int, ...]]  # by a tensor's name
@@ -69,11 +70,9 @@ def check_float(name: str, weight: Tensor) -> None:
 @contextlib.contextmanager
 def open_weights(path: Path) -> Iterator[safe_open]:
     """A safetensors file. ValueError, named: cut short, or a header that its bytes do not bear."""
-    try:
-        with safe_open(path, "pt") as f:
-            yield f
-    except (SafetensorError, OSError, MemoryError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
+    errors = SafetensorError, OSError, MemoryError
+    with refused(f"{path} cannot be read", "copy it again", *errors), safe_open(path, "pt") as f:
+        yield f
 
 
 def check_shapes(folder: Path, shapes: Shapes, expected: Shapes) -> None:

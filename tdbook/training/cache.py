@@ -33,7 +33,7 @@ from torch import Tensor
 
 from tdbook.runs.ownership import clear_begun
 from tdlib import data, losses
-from tdlib.files import AWAY, replacing
+from tdlib.files import AWAY, refused, replacing
 from tdlib.model import Llama
 
 FORMAT = 1  # of the files
@@ -236,10 +236,8 @@ def _open(path: Path, key: dict, files: dict[Path, int]) -> None:
                 with open(file, "ab") as f:
                     f.truncate(size)
             beside.write_text(json.dumps(key, indent=1), encoding="utf8")
-    try:
+    with refused(f"{path} is damaged", REMEDY, ValueError, TypeError):
         old = dict(json.loads(path.read_text(encoding="utf8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from None
     _compare(path.parent, old, key)
     for file, size in files.items():
         if not file.is_file() or file.stat().st_size != size:
