@@ -126,8 +126,7 @@ def fit(
     folder: Path | None = None,
     team: Team = ALONE,
 ) -> list[dict]:
-    """Train in place those weights that require a gradient, on some windows, `rows` (all); returns
-    a row for each evaluation.
+    """Train in place what requires a gradient, on some `rows` (all); a row for each evaluation.
 
     `teacher` is anything with .hidden and .head, or other Targets; at ce_weight 1 it is not asked.
     `evaluate(student)` adds its dict to a row: before the first step, after the last and evenly

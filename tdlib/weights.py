@@ -33,12 +33,8 @@ def stored_config(folder: Path) -> LlamaConfig:
 
 def read_weights(folder: Path, expected: Shapes) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors, in float32, checked before any is read."""
-    places, tensors = locate(folder, expected), {}
-    for path in {path for path, _ in places.values()}:
-        with open_weights(path) as f:
-            names = [name for name in expected if places[name][0] == path]
-            tensors |= {name: read_weight(f, path, name).float() for name in names}
-    return tensors
+    places = locate(folder, expected).items()
+    return {name: read_weight(path, name).float() for name, (path, _) in places}
 
 
 def locate(folder: Path, expected: Shapes) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -54,9 +50,10 @@ def locate(folder: Path, expected: Shapes) -> dict[str, tuple[Path, tuple[int, .
     return {name: places[name] for name in expected}
 
 
-def read_weight(file: safe_open, path: Path, name: str) -> Tensor:
-    """One tensor of an opened file. ValueError: it is quantized already."""
-    weight = file.get_tensor(name)
+def read_weight(path: Path, name: str) -> Tensor:
+    """One tensor of a file. ValueError: it is quantized already."""
+    with open_weights(path) as f:  # anew: a mapped file counts as memory while it is open
+        weight = f.get_tensor(name)
     check_float(f"{path}: {name}", weight)
     return weight
 

@@ -156,8 +156,8 @@ def kept_targets(this: Run, tokens, teacher, temperature, draws, by="teacher", f
     if not draws or (not folder.exists() and (how["read_only"] or not fill)):
         yield teacher
         return
-    mib = cache.size(len(tokens.train), tokens.context, draws, len(teacher.head)) / 2**20
     with cache.Cache(folder, teacher, tokens.train, **how) as kept:
+        mib = (kept.rows.nbytes + kept.valid.nbytes) / 2**20  # once it is full
         there = f"{int(kept.valid.sum()):,} of {len(tokens.train):,} windows are there already"
         print(f"Targets at T {temperature:g}, {draws} a token: {mib:,.1f} MiB in {folder}; {there}")
         yield kept

@@ -51,11 +51,6 @@ def row_type(context: int, draws: int, vocab_size: int) -> np.dtype:
     return np.dtype([("ids", ids, shape), ("logp", "<f2", shape), ("loss", "<f4")])
 
 
-def size(windows: int, context: int, draws: int, vocab_size: int) -> int:
-    """Bytes that a cache takes once it is full."""
-    return windows * (row_type(context, draws, vocab_size).itemsize + 1)
-
-
 def uniform(seed: int, rows_B: Iterable[int], context: int, draws: int) -> Tensor:
     """Where F is asked, (N, K) float64: one number in each K-th of 0 … 1."""
     each = [np.random.default_rng((seed, int(row))).random((context, draws)) for row in rows_B]
@@ -169,8 +164,6 @@ class Cache(data.Targets, AbstractContextManager):
         """The same, of windows of which a row was not there: the teacher reads them, all of them,
         so that its batch, and with it its rounding, is what it was before a stop."""
         rows_B, device = np.asarray(rows_B), ids_BT.device
-        if stored := self.read(rows_B):  # come meanwhile: it was looked for one batch ahead
-            return tuple(x.to(device) for x in stored)
         u_NK = uniform(self.key["seed"], rows_B, *self.row["ids"].shape).to(device)
         hidden_NE, temperature = self.hidden(ids_BT).flatten(0, 1), self.key["temperature"]
         results = targets(hidden_NE, self.head, targets_BT.flatten(), u_NK, temperature)
