@@ -85,6 +85,7 @@ def refused(what: str, remedy: str, *errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         why = repr(error) if isinstance(error, KeyError) else str(error)
+        why = getattr(error, "strerror", None) or why
         raise ValueError(f"{what} ({why:.200}): {remedy}") from None
 
 

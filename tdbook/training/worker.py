@@ -29,7 +29,7 @@ from tdbook.corpus import token_files
 from tdbook.runs import heartbeat, machine
 from tdbook.training import cache
 from tdlib import checkpoint, data, quantize, train
-from tdlib.files import MARK, theirs
+from tdlib.files import MARK, replacing, theirs
 from tdlib.model import Llama
 from tdlib.team import Team
 
@@ -185,6 +185,7 @@ def _train(team: Team, job: Path, given: dict) -> None:
         log = train.fit(student, tokens.train, recipe, teacher=teacher, **options)
     if team.rank == 0:
         weights = {n: w.detach() for n, w in student.named_parameters() if w.requires_grad}
-        checkpoint.save(job / TRAINED, {"log": log, "weights": weights})
+        with replacing(job / TRAINED) as beside:  # a full disk is an error here
+            torch.save({"log": log, "weights": weights}, beside)
     team.any_rank(True)  # no process leaves before worker 0, which had more to do
     dist.destroy_process_group()
