@@ -148,9 +148,8 @@ def load(model: Llama, folder: str | Path) -> Llama:
 def _read_config(path: Path, stored: list[str]) -> tuple[dict, tuple[str, ...]]:
     """adapter_config.json, and which of TARGETS have a weight of these names. ValueError: an option
     that is not understood, by its name."""
-    with files.refused(f"{path} is no adapter's config", "copy it again", ValueError, OSError):
-        config = shapes.read_json(path)
-        odd = list(shapes.odd_options(config, "adapter"))
+    config = shapes.read_json(path)
+    odd = list(shapes.odd_options(config, "adapter"))
     if (start := config.get("init_lora_weights")) not in STARTS:
         odd += [f"init_lora_weights is {start!r}, which changes the base: not read here"]
     for name, kinds in (("r", (int,)), ("lora_alpha", (int, float))):

@@ -101,12 +101,11 @@ def generation(config: LlamaConfig) -> dict:
 
 def read_json(path: Path, most: int = JSON_BYTES) -> dict:
     """The table in a file of JSON. ValueError: none, broken, or above `most` bytes."""
-    if (size := path.stat().st_size) > most:
-        raise ValueError(f"it has {size:,} bytes, at most {most:,} are read")
-    try:
+    errors = OSError, ValueError, TypeError, RecursionError
+    with refused(f"{path} is no table in JSON", "copy it again", *errors):
+        if (size := path.stat().st_size) > most:
+            raise ValueError(f"it has {size:,} bytes, at most {most:,} are read")
         return dict(json.loads(path.read_text(encoding="utf8")))
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"it holds no table of names: {error}") from None
 
 
 def odd_options(given: dict, kind: str) -> Iterator[str]:
@@ -127,9 +126,8 @@ def read_config(folder: Path) -> LlamaConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give a folder with a Hugging Face Llama")
-    remedy = "copy it again, or give another model"
+    c, remedy = read_json(path), "copy it again, or give another model"
     with refused(f"{path} describes no Llama for this book", remedy, ValueError, TypeError):
-        c = read_json(path)
         # the older name goes first, as in transformers
         ropes = [dict(c.get(name) or {}) for name in ("rope_scaling", "rope_parameters")]
         if odd := next(_odd_in_config(c, ropes), ""):
@@ -188,7 +186,6 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         fault = f"{folder} holds no .safetensors by the name of model"
         raise FileNotFoundError(f"{fault}: save the model in that format")
-    errors = ValueError, TypeError, KeyError, AttributeError
+    content, errors = read_json(index), (TypeError, KeyError, AttributeError)
     with refused(f"{index} is no index of shards", "copy it again", *errors):
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        return [folder / Path(name).name for name in names]
+        return [folder / Path(name).name for name in sorted({*content["weight_map"].values()})]
