@@ -224,12 +224,6 @@ def load_scores(path: Path) -> Scores:
     return Scores(student_N, teacher_N)
 
 
-def hard(chosen: HardSet, difficulty_N: np.ndarray) -> np.ndarray:
-    """Which windows are in because they are hard, (N,) bool; easy ones mixed in are not."""
-    chosen_N = np.isin(np.arange(len(difficulty_N)), chosen.windows_K)
-    return chosen_N & (difficulty_N >= chosen.threshold)
-
-
 def keep(chosen: HardSet, path: Path, words: str) -> None:
     """hard_set.json, whole or not at all: the choice, in words too, and the rule that made it."""
     content = {"windows_K": chosen.windows_K.tolist(), "threshold": chosen.threshold}
