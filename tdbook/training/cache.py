@@ -164,6 +164,8 @@ class Cache(data.Targets, AbstractContextManager):
         """The same, of windows of which a row was not there: the teacher reads them, all of them,
         so that its batch, and with it its rounding, is what it was before a stop."""
         rows_B, device = np.asarray(rows_B), ids_BT.device
+        if stored := self.read(rows_B):  # come meanwhile: it was looked for one batch ahead
+            return tuple(x.to(device) for x in stored)
         u_NK = uniform(self.key["seed"], rows_B, *self.row["ids"].shape).to(device)
         hidden_NE, temperature = self.hidden(ids_BT).flatten(0, 1), self.key["temperature"]
         results = targets(hidden_NE, self.head, targets_BT.flatten(), u_NK, temperature)
