@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from tdbook.analysis import intervals
 from tdbook.corpus import token_files
-from tdbook.export import gguf_file, imatrix, inference, llama_cpp
+from tdbook.export import gguf_file, inference, llama_cpp
 from tdlib import data, evaluate
 from tdlib.model import Llama
 
@@ -61,7 +61,7 @@ def main(folder: str, tokens_folder: str, count: int = 64) -> None:
     rows_N = evaluate.fixed_rows(windows, count)
     document_N = token_files.origins(tokens, "val")[0][rows_N]
     prompt, table, began = windows.ids[:32].tolist(), [], time.process_time()
-    importance = {n: imatrix.mean_squares(model, tokens.train, n) for n in (64, *OTHER_COUNTS)}
+    importance = {n: inference.mean_squares(model, tokens.train, n) for n in (64, *OTHER_COUNTS)}
     names = [name for name in FORMATS if name in gguf_file.formats(source.config)]
     with tempfile.TemporaryDirectory() as place:
         files = {}

@@ -124,22 +124,18 @@ def _pinned(x: Tensor, device: str) -> Tensor:
     return x.pin_memory() if "cuda" in device else x
 
 
-def weighted(tokens: Tokens, path: Path, new: bool = False) -> Tokens:
-    """The same tokens, with the weights in a file beside their training ids, one byte each; `new`:
-    the file is made, all zero, and may be filled."""
-    if new:
-        with open(path, "wb") as file:
-            file.truncate(len(tokens.train.ids))  # a hole: only what is written takes room
-    weights = byte_each(path, len(tokens.train.ids), "r+" if new else "r")
+def weighted(tokens: Tokens, path: Path) -> Tokens:
+    """The same tokens, with the weights in a file of NumPy's, one for each training id."""
+    weights = np.load(path, mmap_mode="r")
     return replace(tokens, train=replace(tokens.train, weights=weights))
 
 
-def byte_each(path: Path, count: int, mode: str = "r") -> np.memmap:
+def byte_each(path: Path, count: int) -> np.memmap:
     """A file with a byte for each of so many tokens."""
     if (size := path.stat().st_size) != count:
         fault = f"{path} has {size:,} bytes, it must have one for each of the {count:,} tokens"
         raise ValueError(f"{fault}: make it again")
-    return np.memmap(path, "u1", mode)
+    return np.memmap(path, "u1", "r")
 
 
 class Targets:

@@ -78,6 +78,17 @@ def whole(path: Path, *keys: str, kind: type = dict):
         return record(path, *keys, kind=kind)
 
 
+@contextlib.contextmanager
+def refused(what: str, remedy: str, *errors: type[Exception]) -> Iterator[None]:
+    """Any of these errors becomes a ValueError of one line: what a file is not, why, the remedy."""
+    try:
+        yield
+    except errors as error:
+        why = repr(error) if isinstance(error, KeyError) else str(error)
+        why = getattr(error, "strerror", None) or why
+        raise ValueError(f"{what} ({why:.200}): {remedy}") from None
+
+
 def mark_of(folder: Path) -> dict[str, str] | None:
     """What the book wrote into a folder: name → stamp. {} where the mark is broken, as after a
     power cut; None where there is none, so that the folder is another's."""

@@ -20,6 +20,7 @@ from tdlib.model import Llama
 from tdlib.team import compiled
 
 BROKEN = "the model's weights or its scores are damaged: make them again (REDO= of that run)"
+REMAKE = "run 02_hard_set again"
 Progress = Callable[[int, int, str], None]  # done, of how many, of what
 PRECISIONS = ("float32", "tf32", "bfloat16")  # of products on a GPU: 23, 10, 7 bits a factor
 
@@ -215,20 +216,12 @@ def new_scores(path: Path, windows: int) -> Iterator[np.ndarray]:
 def load_scores(path: Path) -> Scores:
     """What 02 scored, as a memory map. ValueError: another file, an infinite loss, or a student's
     loss without its teacher's."""
-    try:
+    with files.refused(f"{path} holds no scores", REMAKE, ValueError, TypeError, EOFError):
         loss_2N = np.load(path, mmap_mode="r")
         student_N, teacher_N = loss_2N
         if np.isinf(loss_2N).any() or np.isfinite(student_N)[np.isnan(teacher_N)].any():
             raise ValueError("a loss is not finite")
-        return Scores(student_N, teacher_N)
-    except (ValueError, TypeError, EOFError) as error:
-        raise ValueError(f"{path} holds no scores ({error}): run 02_hard_set again") from None
-
-
-def hard(chosen: HardSet, difficulty_N: np.ndarray) -> np.ndarray:
-    """Which windows are in because they are hard, (N,) bool; easy ones mixed in are not."""
-    chosen_N = np.isin(np.arange(len(difficulty_N)), chosen.windows_K)
-    return chosen_N & (difficulty_N >= chosen.threshold)
+    return Scores(student_N, teacher_N)
 
 
 def keep(chosen: HardSet, path: Path, words: str) -> None:
@@ -243,12 +236,10 @@ def keep(chosen: HardSet, path: Path, words: str) -> None:
 
 def load(path: Path) -> HardSet:
     """The kept choice. A file without a rule gets one from its threshold. ValueError: no choice."""
-    try:
+    with files.refused(f"{path} is no hard set", REMAKE, ValueError, KeyError, TypeError):
         content = json.loads(path.read_text(encoding="utf8"))
         windows_K = np.asarray(content["windows_K"], dtype=np.int64)
         threshold, share = float(content["threshold"]), float(content["share"])
         rule = {"threshold": threshold} | content.get("rule", {})
         rule["token_share"] = float(content.get("token_share", 1.0))
         return HardSet(windows_K, threshold, share, int(content.get("easy", 0)), Rule.of(rule))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no hard set ({error!r}): run 02_hard_set again") from None

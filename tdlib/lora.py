@@ -54,11 +54,9 @@ def attach(
         raise ValueError("the model already has adapters: merge them first")
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    for layer in model.layers:
-        for block in (layer.self_attn, layer.mlp):
-            for name, child in list(block.named_children()):
-                if name in targets:
-                    setattr(block, name, LoRALinear(child, rank, scale, generator))
+    for name, part in list(model.named_modules()):
+        if name.split(".")[-1] in targets:
+            model.set_submodule(name, LoRALinear(part, rank, scale, generator))
     return model
 
 
@@ -73,8 +71,7 @@ def merge(model: Llama) -> Llama:
         linear = nn.Linear(ins, outs, bias=False, device="meta")
         merged = (part.weight.double() + delta).to(part.weight.dtype)
         linear.weight = nn.Parameter(merged.detach())
-        block, _, child = name.rpartition(".")
-        setattr(model.get_submodule(block), child, linear)
+        model.set_submodule(name, linear)
     return model.requires_grad_(True)
 
 
@@ -148,11 +145,8 @@ def load(model: Llama, folder: str | Path) -> Llama:
 def _read_config(path: Path, stored: list[str]) -> tuple[dict, tuple[str, ...]]:
     """adapter_config.json, and which of TARGETS have a weight of these names. ValueError: an option
     that is not understood, by its name."""
-    try:
-        config = shapes.read_json(path)
-        odd = list(shapes.odd_options(config, "adapter"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is no adapter's config ({error}): copy it again") from None
+    config = shapes.read_json(path)
+    odd = list(shapes.odd_options(config, "adapter"))
     if (start := config.get("init_lora_weights")) not in STARTS:
         odd += [f"init_lora_weights is {start!r}, which changes the base: not read here"]
     for name, kinds in (("r", (int,)), ("lora_alpha", (int, float))):

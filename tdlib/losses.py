@@ -205,9 +205,7 @@ def _in_one_pass(
     return _compiled()(s_NV, y_N, w_N, ce_weight, t, *teacher)
 
 
-@functools.cache
-def _compiled() -> Callable:
-    return compiled(_fused)
+_compiled = functools.cache(lambda: compiled(_fused))
 
 
 def compiled(function: Callable) -> Callable:

@@ -71,7 +71,7 @@ class Rounding(nn.Module):
         zeros_B = weight_OI.new_zeros(weight_OI.numel() // BLOCK)
         self.on, self.shift_B = False, _nearest(weight_OI) if scales_alone else zeros_B
         kept_BN = blocks(weight_OI, self.shift_B)[0] if scales_alone else None
-        self.register_buffer("kept_BN", kept_BN, persistent=False)  # goes to the model's device
+        self.register_buffer("kept_BN", kept_BN)
 
     def forward(self, weight_OI: Tensor, shift_B: Tensor) -> Tensor:
         if not self.on:  # with a gradient of 0 to shifts: DDP waits for one of each

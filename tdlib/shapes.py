@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
+from tdlib.files import refused
+
 TABLES = tomllib.loads(Path(__file__).with_name("shapes.toml").read_text(encoding="utf8"))
 SHAPES: dict[str, dict[str, int]] = TABLES["shapes"]  # layers, heads, dim, mlp_dim by name
 OPTIONS = TABLES["options"]  # of files from elsewhere: which are read, and which change nothing
@@ -106,12 +108,11 @@ def generation(config: LlamaConfig) -> dict:
 
 def read_json(path: Path, most: int = JSON_BYTES) -> dict:
     """The table in a file of JSON. ValueError: none, broken, or above `most` bytes."""
-    if (size := path.stat().st_size) > most:
-        raise ValueError(f"it has {size:,} bytes, at most {most:,} are read")
-    try:
+    errors = OSError, ValueError, TypeError, RecursionError
+    with refused(f"{path} is no table in JSON", "copy it again", *errors):
+        if (size := path.stat().st_size) > most:
+            raise ValueError(f"it has {size:,} bytes, at most {most:,} are read")
         return dict(json.loads(path.read_text(encoding="utf8")))
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"it holds no table of names: {error}") from None
 
 
 def odd_options(given: dict, kind: str) -> Iterator[str]:
@@ -132,16 +133,13 @@ def read_config(folder: Path) -> LlamaConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give a folder with a Hugging Face Llama")
-    try:
-        c = read_json(path)
+    c, remedy = read_json(path), "copy it again, or give another model"
+    with refused(f"{path} describes no Llama for this book", remedy, ValueError, TypeError):
         # the older name goes first, as in transformers
         ropes = [dict(c.get(name) or {}) for name in ("rope_scaling", "rope_parameters")]
         if odd := next(_odd_in_config(c, ropes), ""):
             raise ValueError(odd)
         return LlamaConfig(**_shape(c, ropes))
-    except (ValueError, TypeError) as error:
-        fault = f"{path} describes no Llama for this book ({error})"
-        raise ValueError(f"{fault}: copy it again, or give another model") from None
 
 
 def _shape(c: dict, ropes: list[dict]) -> dict:
@@ -195,8 +193,6 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         fault = f"{folder} holds no .safetensors by the name of model"
         raise FileNotFoundError(f"{fault}: save the model in that format")
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        return [folder / Path(name).name for name in names]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of shards ({error!r:.200}): copy it again") from None
+    content, errors = read_json(index), (TypeError, KeyError, AttributeError)
+    with refused(f"{index} is no index of shards", "copy it again", *errors):
+        return [folder / Path(name).name for name in sorted({*content["weight_map"].values()})]

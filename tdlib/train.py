@@ -126,8 +126,7 @@ def fit(
     folder: Path | None = None,
     team: Team = ALONE,
 ) -> list[dict]:
-    """Train in place those weights that require a gradient, on some windows, `rows` (all); returns
-    a row for each evaluation.
+    """Train in place what requires a gradient, on some `rows` (all); a row for each evaluation.
 
     `teacher` is anything with .hidden and .head, or other Targets; at ce_weight 1 it is not asked.
     `evaluate(student)` adds its dict to a row: before the first step, after the last and evenly
@@ -141,8 +140,9 @@ def fit(
     key = checkpoint.key(student, recipe, rows, windows, targets)
     state = checkpoint.State(student, recipe, device, key)
     keeper = checkpoint.Keeper(folder, state, len(rows), steps, team)
+    evaluate = cached()(evaluate)  # a rounded matrix is made once, not whenever it is read
     if not keeper.restore():
-        state.log.append({"step": 0, "tokens": 0} | _evaluated(evaluate, student))
+        state.log.append({"step": 0, "tokens": 0} | evaluate(student))
         record(state.log[0])
     evaluated = {round(i * len(steps) / evaluations) for i in range(evaluations + 1)}
     with checkpoint.Signals(folder is not None) as signals, _deterministic(recipe.deterministic):
@@ -151,16 +151,11 @@ def fit(
             if step in evaluated or step % max(1, len(steps) // LOGGED) == 0:
                 row = state.row(sum(map(len, steps[:step])) * windows.context)
                 if step in evaluated:
-                    state.log.append(row := row | _evaluated(evaluate, student))
+                    state.log.append(row := row | evaluate(student))
                 record(row)
                 state.meter = checkpoint.Meter(device)
             keeper.after(step, signals, targets)
     return state.log
-
-
-@cached()  # a rounded matrix is made once, not whenever it is read
-def _evaluated(evaluate: Callable[[Llama], dict], student: Llama) -> dict:
-    return evaluate(student)
 
 
 @contextlib.contextmanager

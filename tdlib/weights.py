@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tdlib.files import refused
 from tdlib.shapes import LlamaConfig, read_config, weight_files
 
 Shapes = dict[str, tuple[int, ...]]  # by a tensor's name
@@ -32,12 +33,8 @@ def stored_config(folder: Path) -> LlamaConfig:
 
 def read_weights(folder: Path, expected: Shapes) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors, in float32, checked before any is read."""
-    places, tensors = locate(folder, expected), {}
-    for path in {path for path, _ in places.values()}:
-        with open_weights(path) as f:
-            names = [name for name in expected if places[name][0] == path]
-            tensors |= {name: read_weight(f, path, name).float() for name in names}
-    return tensors
+    places = locate(folder, expected).items()
+    return {name: read_weight(path, name).float() for name, (path, _) in places}
 
 
 def locate(folder: Path, expected: Shapes) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -53,9 +50,10 @@ def locate(folder: Path, expected: Shapes) -> dict[str, tuple[Path, tuple[int, .
     return {name: places[name] for name in expected}
 
 
-def read_weight(file: safe_open, path: Path, name: str) -> Tensor:
-    """One tensor of an opened file. ValueError: it is quantized already."""
-    weight = file.get_tensor(name)
+def read_weight(path: Path, name: str) -> Tensor:
+    """One tensor of a file. ValueError: it is quantized already."""
+    with open_weights(path) as f:  # anew: a mapped file counts as memory while it is open
+        weight = f.get_tensor(name)
     check_float(f"{path}: {name}", weight)
     return weight
 
@@ -69,11 +67,9 @@ def check_float(name: str, weight: Tensor) -> None:
 @contextlib.contextmanager
 def open_weights(path: Path) -> Iterator[safe_open]:
     """A safetensors file. ValueError, named: cut short, or a header that its bytes do not bear."""
-    try:
-        with safe_open(path, "pt") as f:
-            yield f
-    except (SafetensorError, OSError, MemoryError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): copy it again") from None
+    errors = SafetensorError, OSError, MemoryError
+    with refused(f"{path} cannot be read", "copy it again", *errors), safe_open(path, "pt") as f:
+        yield f
 
 
 def check_shapes(folder: Path, shapes: Shapes, expected: Shapes) -> None:

@@ -10,7 +10,7 @@ from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import Model, Trial, Verdict
 from tdbook.book import common
 from tdbook.corpus import token_files
-from tdbook.export import gguf_file, imatrix, inference
+from tdbook.export import gguf_file, inference
 from tdbook.export.decoder import Decoder
 from tdbook.report import tables
 from tdbook.runs import notebooks, sweeps
@@ -62,7 +62,7 @@ def rounding(this: Run, losses: Mapping, tokens: data.Tokens) -> dict[str, Inter
         if not (folder := out / "models" / model).is_dir():
             continue
         net, own_W = Llama.load(folder, this.device), loss_N[rows_W]
-        as_q4 = gguf_file.rounded(net, imatrix.mean_squares(net, tokens.train))
+        as_q4 = gguf_file.rounded(net, inference.mean_squares(net, tokens.train))
         same = all(map(torch.equal, net.parameters(), as_q4.parameters()))
         loss_W = own_W if same else hard_set.window_loss(as_q4, tokens.val, rows_W, this.device)
         changes[name] = intervals.change(loss_W, own_W, document_W)

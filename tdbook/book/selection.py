@@ -64,10 +64,11 @@ def coloured_texts(net: Llama, teacher: Llama, tokens: data.Tokens, device) -> C
 
 
 def parts(difficulty_N: np.ndarray, chosen: hard_set.HardSet, junk_N: np.ndarray) -> tuple:
-    """Which windows are hard, and which are the rest, below the threshold, (N,) bool each. Junk and
-    the very hardest, where they were left out, are in neither."""
+    """Which windows are in because they are hard, and which are the rest, below the threshold, (N,)
+    bool each. Junk and the very hardest, where they were left out, are in neither."""
+    chosen_N = np.isin(np.arange(len(difficulty_N)), chosen.windows_K)
     rest_N = (difficulty_N < chosen.threshold) & ~((junk_N > 0) & chosen.rule.leave_out_junk)
-    return hard_set.hard(chosen, difficulty_N), rest_N
+    return chosen_N & (difficulty_N >= chosen.threshold), rest_N
 
 
 def ease(tokens: data.Tokens, scores: hard_set.Scores, chosen: hard_set.HardSet, found_N) -> dict:

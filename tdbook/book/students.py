@@ -8,7 +8,7 @@ import contextlib
 import html
 import json
 import secrets
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -96,11 +96,13 @@ class Training:
             files.write_whole(folder / checkpoint.TRUNK, trunk.read_bytes())
         settings = {name: x for name, x in p.items() if name not in parameters.VOLATILE}
         about = dict(project=p["wandb"], dir=this.out, group=this.out.name, config=settings)
-        board = dashboard(about | {"name": f"{this.run} {self.name}"}, folder / "wandb.id")
+        about |= {"name": f"{this.run} {self.name}"}
+        board = contextlib.closing(dashboard(about, folder / "wandb.id"))
         told = partial(this.told, folder)
         hook = hooks.beside(p["after_checkpoint"], folder, parameters.ROOT, told)
-        with targets or contextlib.nullcontext() as teacher, hook, board as send:
-            log = Log(this, self.name, send)
+        with targets or contextlib.nullcontext() as teacher, hook, board as sent:
+            next(sent, None)
+            log = Log(this, self.name, sent.send)
             how = dict(teacher=teacher, rows=rows, device=this.device, folder=folder)
             how |= dict(progress=log.progress, record=log.record)
             if (n := p["processes"]) > 1:
@@ -116,10 +118,11 @@ class Training:
         return f"Kept are the weights of {stopped['kept']}, which validate best ({losses})."
 
     def _best(self, net: Llama, of: str) -> dict:
-        windows, device = self.tokens.val, self.this.device
-        rows = evaluate.fixed_rows(windows, self.this.parameters["fixed_windows"])
+        device, count = self.this.device, self.this.parameters["fixed_windows"]
         folder = self.this.path("checkpoints", self.this.run, self.name)
         kept = {p.stem: p for p in sorted(folder.glob(f"{of}-*.safetensors"))}
+        # cached: a rounded matrix is made once
+        loss = cached()(evaluate.on_subset(self.tokens.val, count, device))
         last, losses = {k: w.clone() for k, w in net.state_dict().items()}, {}
 
         def load(when: str) -> None:  # a file holds those that trained
@@ -128,9 +131,7 @@ class Training:
 
         for when in ("the end", *kept):
             load(when)
-            with cached():  # a rounded matrix is made once
-                loss_N = hard_set.window_loss(net, windows, rows, device)
-            losses[when] = hard_set.known_mean(loss_N)
+            losses[when] = loss(net)["val/loss"]
         load(best := min(losses, key=losses.get))
         return {"kept": best, "at_epochs": losses}
 
@@ -155,8 +156,8 @@ def kept_targets(this: Run, tokens, teacher, temperature, draws, by="teacher", f
     if not draws or (not folder.exists() and (how["read_only"] or not fill)):
         yield teacher
         return
-    mib = cache.size(len(tokens.train), tokens.context, draws, len(teacher.head)) / 2**20
     with cache.Cache(folder, teacher, tokens.train, **how) as kept:
+        mib = (kept.rows.nbytes + kept.valid.nbytes) / 2**20  # once it is full
         there = f"{int(kept.valid.sum()):,} of {len(tokens.train):,} windows are there already"
         print(f"Targets at T {temperature:g}, {draws} a token: {mib:,.1f} MiB in {folder}; {there}")
         yield kept
@@ -168,41 +169,32 @@ def validation(tokens: data.Tokens, device: str) -> Callable[[Llama], dict]:
     return lambda net: loss(net) | {"val/samples": common.samples(net, tokens, 1, 24)}
 
 
-@contextlib.contextmanager
-def dashboard(about: dict, run_id: Path) -> Iterator[Callable[[dict], None]]:
-    """Gives a function that takes the rows of a training as they stand in logs/, for Weights &
-    Biases where a run names a project (`wandb login`, WANDB_MODE and WANDB_ENTITY are its own). The
-    run's id lies beside the checkpoint: a training that goes on from there goes on in W&B too."""
-    sender = _sender(about, run_id)
-    next(sender)
+def dashboard(about: dict, run_id: Path) -> Generator[None, dict, None]:
+    """Is sent the rows of a training as they stand in logs/, for Weights & Biases where a run names
+    a project (`wandb login`, WANDB_MODE and WANDB_ENTITY are its own); else, and where W&B fails,
+    it ends. The run's id lies beside the checkpoint: a training that goes on from there goes on in
+    W&B too."""
+    if not about["project"]:
+        return
     try:
-        yield sender.send
-    finally:
-        sender.send(None)
+        import wandb
 
-
-def _sender(about: dict, run_id: Path) -> Generator[None, dict | None, None]:
-    """Is sent rows, and None after the last. Without a project they go nowhere."""
-    try:
-        if about["project"]:
-            import wandb
-
-            if not run_id.exists():
-                files.write_whole(run_id, secrets.token_hex(8))
-            quiet = wandb.Settings(console="off", silent=True, save_code=False, disable_git=True)
-            run = wandb.init(**about, id=run_id.read_text(), resume="allow", settings=quiet)
-            while (row := (yield)) is not None:
+        if not run_id.exists():
+            files.write_whole(run_id, secrets.token_hex(8))
+        quiet = wandb.Settings(console="off", silent=True, save_code=False, disable_git=True)
+        run = wandb.init(**about, id=run_id.read_text(), resume="allow", settings=quiet)
+        try:
+            while row := (yield):
                 if texts := row.get("val/samples"):
                     text = html.escape("\n".join(texts))
                     row = row | {"val/samples": wandb.Html(f"<pre>{text}")}
                 run.log({n: value for n, value in row.items() if n != "step"}, step=row["step"])
+        except GeneratorExit:
             run.finish()
     except Exception as error:  # any: wandb's share no base, and none may end a training
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         line = f"W&B: {about['name']} is not logged there: {why}; logs/ has every row"
         print(f"{line}, the training goes on", flush=True)
-    while True:
-        yield
 
 
 @dataclass
@@ -218,7 +210,8 @@ class Log:
     def record(self, row: dict) -> None:
         row = {"train/peak_memory_mib": peak_memory_mib()} | row  # a worker's row has its own
         self.loss = f"loss {row['train/loss']:.3f} · " if "train/loss" in row else ""
-        self.send(row)
+        with contextlib.suppress(StopIteration):  # nothing is sent, or no more
+            self.send(row)
         path = self.this.path("logs", f"{self.this.run}-{self.name}.jsonl")
         if self.lines is None:  # a resumed training writes its own rows again
             old = path.read_text("utf-8").splitlines() if path.exists() else []
@@ -257,9 +250,9 @@ def weighed(this: Run, share: float, rows_K, tokens: data.Tokens, net, teacher) 
     """The tokens; of a `share` below 1 with weights: 1 where the net is furthest behind."""
     if share == 1 or this.current:
         return tokens
-    path = this.path("checkpoints", this.run, "weights.bin")
+    path, done = this.path("checkpoints", this.run, "weights.bin"), 0
     with files.replacing(path) as beside:
-        weights, done = data.weighted(tokens, beside, new=True).train.weights, 0
+        weights = np.lib.format.open_memmap(beside, "w+", np.uint8, tokens.train.ids.shape)
         for rows_B in tokens.train.batches(rows_K, 16):
             weigh(net, teacher, tokens.train, rows_B, share, weights, this.device)
             this.progress(done := done + len(rows_B), len(rows_K), "windows weighed")

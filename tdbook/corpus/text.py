@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow.parquet
 
 from tdbook.runs.machine import below
+from tdlib.files import refused
 
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 KINDS = (".txt", ".jsonl", ".parquet")
@@ -140,12 +141,10 @@ def _name(path: Path) -> tuple[str, str]:
 def _documents(path: Path, account: Account) -> Iterator[tuple[str, ...]]:
     """The lines of each document; none for a row without text."""
     parse = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[_name(path)[1]]
-    try:
+    errors = OSError, EOFError, lzma.LZMAError, zlib.error
+    with refused(f"{path} cannot be read", "copy or pack it again", *errors):
         with PACKED.get(path.suffix.lower(), open)(path, "rb") as file:
             yield from parse(path, file, account)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path} cannot be read ({why}): copy or pack it again") from None
 
 
 def _content(path: Path, file: BinaryIO) -> bytes:

@@ -10,7 +10,7 @@ Legend: V vocabulary; M windows, S tokens of each.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")
 HIDDEN = "\uffff"  # no character: no text has it
 TELUGU = re.compile("[\u0c00-\u0c7f]")
 RUNS = re.compile("[\u0c00-\u0c7f]+|[^\u0c00-\u0c7f]+")
-LARGEST = 2**28  # bytes of a tokenizer's file; public ones have up to 40 million
+# a tokenizer's file may be large; public ones have up to 40 million bytes
+read_json = partial(shapes.read_json, most=2**28)
 KEYS = yaml.safe_load(Path(__file__).with_name("tokenizer_keys.yaml").read_text("utf8"))
 
 
@@ -98,13 +99,6 @@ class Tokenizer:
     @cached_property
     def _begins_V(self) -> np.ndarray:
         return np.array([p.startswith("▁") or i == self.eos for i, p in enumerate(self.shown_V)])
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return shapes.read_json(path, LARGEST)
-    except ValueError as error:
-        raise ValueError(f"{path} is no table in JSON ({error}): copy it again") from None
 
 
 def by_id(path: Path, ids: dict[str, int]) -> list[str]:

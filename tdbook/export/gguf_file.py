@@ -302,8 +302,7 @@ def coarse(model: Source, quantization: str) -> str:
 
 def _content(model: Source, name: str, kind: Kind, importance_I: np.ndarray | None) -> np.ndarray:
     path, config = model.weights[name][0], model.config
-    with weights.open_weights(path) as f:  # anew: a mapped file counts as memory while it is open
-        weight = weights.read_weight(f, path, name)
+    weight = weights.read_weight(path, name)
     low, high = map(float, weight.aminmax())
     if not max(-low, high) <= (np.finfo(np.float32).max if kind == Kind.F32 else LARGEST):
         value = f"{path}: {name} holds {max(-low, high)}"

@@ -2,9 +2,11 @@
 
 Ways: raw (every token computes the whole text again), KV (a cache of keys and values), KV + INT8,
 KV + INT8 + compile, and the GGUF formats in llama.cpp.
-Legend: R repeats, M prompts, W windows of T tokens, K of them with a target, V vocabulary.
+Legend: R repeats, M prompts, W windows of T tokens, K of them with a target, V vocabulary, I inputs
+of a matrix.
 """
 
+import contextlib
 import math
 import tempfile
 import time
@@ -16,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tdbook.export import gguf_file, llama_cpp, model_tokenizer
 from tdbook.export.decoder import Decoder
-from tdlib import data, evaluate, generate
+from tdlib import data, evaluate, generate, weights
 from tdlib.model import SHAPES, Llama, LlamaConfig
 
 RAW, KV, INT8, COMPILED = "raw", "KV", "KV + INT8", "KV + INT8 + compile"
@@ -29,6 +31,7 @@ PHASES |= {"Q4_0": "phase2", "Q4_0_DEFAULT": "phase2"}
 FLOAT, IN_INT8 = "PyTorch float32", "PyTorch INT8"
 WAYS = {FLOAT: KV, IN_INT8: INT8}  # format → way; a file's has its name
 FORMS = {"loss": ".4f", "kl": ".4f", "agreement": ".1%", "acceptance": ".2%"}  # of qualities
+WEIGHING = 64  # windows of mean_squares: 4 or 256 give nearly the same KL (bench/imatrix.py)
 LEAST_S = 0.05  # that is timed at once: a clock's own step and a neighbour's burst are small in it
 Write = Callable[[Sequence[int], int], list[int]]  # prompt, how many new ids → those
 
@@ -226,3 +229,28 @@ def repetition(texts: list[list[int]]) -> dict[str, float]:
     repeated = (count - different) / count if count else np.nan
     distinct = len(set(twos)) / len(twos) if twos else np.nan
     return {"repeated_4grams": repeated, "distinct_2grams": distinct}
+
+
+@torch.no_grad()
+def mean_squares(model: Llama, windows: data.Windows, count: int = WEIGHING) -> dict:
+    """What the inputs of each matrix weigh ("imatrix"): Hugging Face's name → mean square of each,
+    (I,) float32, over `count` windows spread evenly. An embedding that is not the head has none.
+    llama.cpp's quantizer minimises Σ w (x − x̂)² over a block, w that mean square."""
+    sums_I, device = {}, str(model.head.device)
+
+    def add(name: str, _, inputs: tuple, output=None) -> None:
+        x_TI = (inputs[0] if output is None else output)[0].float()
+        sums_I[name] = sums_I.get(name, 0) + x_TI.square().sum(0).cpu().double()
+
+    rows, head = evaluate.fixed_rows(windows, count), weights.TIED[not model.config.tied]
+    with contextlib.ExitStack() as hooks:
+        for name, part in model.named_modules():
+            if isinstance(part, nn.Linear):
+                hook = part.register_forward_pre_hook(partial(add, f"model.{name}.weight"))
+                hooks.enter_context(hook)
+        # no module multiplies by the head
+        hooks.enter_context(model.norm.register_forward_hook(partial(add, head)))
+        for row in rows:
+            model.hidden(windows.batch([row], device)[0])
+    tokens = len(rows) * windows.context
+    return {name: (s / tokens).numpy().astype(np.float32) for name, s in sums_I.items()}

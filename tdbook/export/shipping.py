@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tabulate import tabulate
 
 from tdbook.corpus import token_files
-from tdbook.export import cards, gguf_file, imatrix, inference, llama_cpp, model_tokenizer
+from tdbook.export import cards, gguf_file, inference, llama_cpp, model_tokenizer
 from tdbook.export.gguf_file import SCRIPT, Source
 from tdbook.runs.parameters import ROOT, nearest, shown
 from tdlib import data
@@ -82,7 +82,7 @@ def ship(folder: str | Path, out: str | Path, tokens=None, costs: Callable | Non
     gguf_file.warn(model, str(folder), "Q4_0")
     prompts = draw_prompts(model.config, tokens)
     with whole_folder(out) as beside:
-        trained = tokens and imatrix.mean_squares(Llama.load(folder), tokens.train)
+        trained = tokens and inference.mean_squares(Llama.load(folder), tokens.train)
         names = gguf_file.formats(model.config)
         rows = [_write_checked(model, beside, name, prompts, trained) for name in names]
         if costs:
@@ -97,7 +97,7 @@ def ship(folder: str | Path, out: str | Path, tokens=None, costs: Callable | Non
 
 
 def _rounding(tokens: data.Tokens | None) -> str:
-    count = min(imatrix.WINDOWS, len(tokens.train)) if tokens else 0
+    count = min(inference.WEIGHING, len(tokens.train)) if tokens else 0
     return cards.fill(cards.templates("export.yaml")["rounding"], {"count": count})
 
 

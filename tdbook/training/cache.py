@@ -33,7 +33,7 @@ from torch import Tensor
 
 from tdbook.runs.ownership import clear_begun
 from tdlib import data, losses
-from tdlib.files import AWAY, replacing
+from tdlib.files import AWAY, refused, replacing
 from tdlib.model import Llama
 
 FORMAT = 1  # of the files
@@ -49,11 +49,6 @@ def row_type(context: int, draws: int, vocab_size: int) -> np.dtype:
     # a float16's error is at most 0.004 nats where p > e⁻¹⁶, either way: see tests/test_cache.py
     shape = (context, draws)
     return np.dtype([("ids", ids, shape), ("logp", "<f2", shape), ("loss", "<f4")])
-
-
-def size(windows: int, context: int, draws: int, vocab_size: int) -> int:
-    """Bytes that a cache takes once it is full."""
-    return windows * (row_type(context, draws, vocab_size).itemsize + 1)
 
 
 def uniform(seed: int, rows_B: Iterable[int], context: int, draws: int) -> Tensor:
@@ -236,10 +231,8 @@ def _open(path: Path, key: dict, files: dict[Path, int]) -> None:
                 with open(file, "ab") as f:
                     f.truncate(size)
             beside.write_text(json.dumps(key, indent=1), encoding="utf8")
-    try:
+    with refused(f"{path} is damaged", REMEDY, ValueError, TypeError):
         old = dict(json.loads(path.read_text(encoding="utf8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from None
     _compare(path.parent, old, key)
     for file, size in files.items():
         if not file.is_file() or file.stat().st_size != size:

@@ -175,9 +175,8 @@ def _write(part: nn.Module, linear: nn.Linear, given: tuple, x_BTE, wanted_BTE) 
     """Moves the writing weight of a part by ridge regression of what the stream lacks on the
     weight's inputs, by 0 where it lacks nothing; the stream with what the part adds."""
     seen = []
-    hook = linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    lacks_NE = (wanted_BTE - (x_BTE + part(*given))).flatten(0, 1).double()
-    hook.remove()
+    with linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        lacks_NE = (wanted_BTE - (x_BTE + part(*given))).flatten(0, 1).double()
     y_NI = seen[0].flatten(0, 1).double()
     gram_II = y_NI.T @ y_NI
     gram_II.diagonal().add_(RIDGE * gram_II.diagonal().mean().clamp_min(1e-12))

@@ -20,7 +20,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -30,10 +29,11 @@ from tdbook.corpus import token_files
 from tdbook.runs import heartbeat, machine
 from tdbook.training import cache
 from tdlib import checkpoint, data, quantize, train
-from tdlib.files import MARK, theirs
+from tdlib.files import MARK, replacing, theirs
 from tdlib.model import Llama
 from tdlib.team import Team
 
+TRAINED = "trained.pt"  # log and weights of worker 0, once all is done
 TELL_S = 0.1  # how often progress is read
 WAIT = timedelta(hours=2)  # of the others, while worker 0 evaluates or a model is compiled
 CLOSED_S = 30  # that the others get to end by themselves, once one has failed
@@ -68,23 +68,23 @@ def fit(
         models = {"student": student, "teacher": targets.teacher}
         models = {n: _pack(net, job / f"{n}.weights") if net else None for n, net in models.items()}
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        threads, weights = max(1, torch.get_num_threads() // processes), tokens.train.weights
+        threads = max(1, torch.get_num_threads() // processes)
         given = dict(processes=processes, port=store.port, threads=threads, evaluate=evaluate)
         given |= dict(tokens=(tokens.folder.resolve(), tokens.context), recipe=recipe, rows=rows)
-        given |= dict(weights=weights is not None and Path(weights.filename).resolve())
+        given |= dict(weights=getattr(tokens.train.weights, "filename", None))
         given |= dict(device="cuda" if "cuda" in device else "cpu")
         given |= models | dict(kept=targets.options if isinstance(targets, cache.Cache) else None)
-        log = _run(job, processes, given, record, progress)
-        trained = safetensors.torch.load_file(job / "trained.weights")
-        assert not student.load_state_dict(trained, strict=False).unexpected_keys
-        return log
+        _run(job, processes, given, record, progress)
+        trained = torch.load(job / TRAINED, map_location="cpu", weights_only=True)
+        assert not student.load_state_dict(trained["weights"], strict=False).unexpected_keys
+        return trained["log"]
     finally:
         shutil.rmtree(job, ignore_errors=True)
 
 
-def _run(job: Path, processes: int, given: dict, record, progress) -> list[dict]:
+def _run(job: Path, processes: int, given: dict, record, progress) -> None:
     """Start the workers, pass on what worker 0 tells, and end all of them in order."""
-    log, rest, failure, ended, asked = None, "", "the workers end without a word", False, False
+    rest, failure, ended, asked = "", "the workers end without a word", False, False
     with (
         checkpoint.Signals(True) as signals,
         open(job / "output.txt", "a+", encoding="utf8", errors="replace") as output,
@@ -102,10 +102,7 @@ def _run(job: Path, processes: int, given: dict, record, progress) -> list[dict]
                 print(output.read(), end="", flush=True)
                 *lines, rest = (rest + told.read()).split("\n")
                 for what, value in map(json.loads, lines):
-                    if what == "log":
-                        log = value
-                    else:
-                        record(value) if what == "record" else progress(*value)
+                    record(value) if what == "record" else progress(*value)
                 if signals.caught and not asked:
                     asked = True
                     for process in context.processes:  # they end their step and keep the state
@@ -117,38 +114,31 @@ def _run(job: Path, processes: int, given: dict, record, progress) -> list[dict]
         if signals.caught:
             shutil.rmtree(job, ignore_errors=True)  # the process may end here
             signals.reraise(f"the {processes} processes have ended")
-    if log is None:  # told last of all, so that gloo may abort while it closes
+    if not (job / TRAINED).is_file():  # once it is there gloo may abort while it closes
         print(failure, flush=True)
         lines = failure.strip("- ").splitlines()
         more = "; where memory is short, fewer micro_windows need less" * ("SIGKILL" in failure)
         raise RuntimeError(" ".join(dict.fromkeys((lines[0], lines[-1]))) + more)
-    return log
 
 
 def _pack(model: Llama, path: Path) -> tuple[Path, Llama, list[bool]]:
     """Its weights in a file, the model without them, and, where it is rounded, how: the parts of a
     rounded model are not pickled, a worker attaches its own."""
-    weights = dict(model.named_parameters())
-    content = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    safetensors.torch.save_file(content, path)
-    kept = [m.parametrizations.weight[0].kept_BN for m in quantize.parts(model)]
-    if kept:
+    torch.save(model.state_dict(), path)
+    if rounded := quantize.parts(model):
         with torch.device("meta"):
-            weights = dict((model := Llama(model.config)).named_parameters())
-    bare = {id(w): nn.Parameter(torch.empty(0), w.requires_grad) for w in weights.values()}
-    return path, copy.deepcopy(model, bare).cpu(), [kept[0] is not None] if kept else []
+            model = Llama(model.config)
+    bare = {id(w): nn.Parameter(w.to("meta"), w.requires_grad) for w in model.parameters()}
+    bare |= {id(table): table.cpu() for table in model.buffers()}
+    kept = [part.parametrizations.weight[0].kept_BN is not None for part in rounded[:1]]
+    return path, copy.deepcopy(model, bare), kept
 
 
 def _unpack(path: Path, model: Llama, rounded: list[bool]) -> Llama:
-    weights = safetensors.torch.load_file(path)
-    shifts = {name: weights.pop(name) for name in [*weights] if name.endswith("original1")}
-    for name, weight in weights.items():
-        name = name.replace(".parametrizations.weight.original0", ".weight")
-        model.get_parameter(name).data = weight
     if rounded:
         quantize.attach(model, *rounded)
-    for name, shift_B in shifts.items():
-        model.get_parameter(name).data = shift_B
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(content, assign=True)
     return model
 
 
@@ -194,9 +184,8 @@ def _train(team: Team, job: Path, given: dict) -> None:
     with teacher if given["kept"] else contextlib.nullcontext():
         log = train.fit(student, tokens.train, recipe, teacher=teacher, **options)
     if team.rank == 0:
-        trained = {n: w.detach().cpu() for n, w in student.named_parameters() if w.requires_grad}
-        safetensors.torch.save_file(trained, job / "trained.weights")
+        weights = {n: w.detach() for n, w in student.named_parameters() if w.requires_grad}
+        with replacing(job / TRAINED) as beside:  # a full disk is an error here
+            torch.save({"log": log, "weights": weights}, beside)
     team.any_rank(True)  # no process leaves before worker 0, which had more to do
-    if team.rank == 0:
-        tell("log", log)  # nothing is left to do in any of them
     dist.destroy_process_group()

@@ -129,7 +129,7 @@ def plan(pairs: dict[str, str]) -> str:
     of, reached = asked(wanted), workload.REACHED[device.kind]
     need, most = max((work.memory(device.kind), work.run) for work in of.works)
     free = shutil.disk_usage(next(p for p in (of.out, *of.out.parents) if p.is_dir())).free
-    # as cache.size: of 12 draws a token ids and float16 probabilities, of a window five bytes
+    # as training/cache: of 12 draws a token ids and float16 probabilities, of a window five bytes
     cache = of.size.context * 12 * ((2 if of.size.vocab_size <= 2**16 else 4) + 2) + 5
     content = {"wanted": wanted, "device": device, "source": source, "of": of, "reached": reached}
     content |= {"need": need, "most": most, "free": free, "cache": of.size.train * cache}

@@ -143,7 +143,7 @@ def test_a_share_is_of_what_was_scored_and_is_not_junk():
     rule = dict(leave_out_junk=True, clip=0.05, easy_share=0.5, token_share=0.3, seed=3)
     chosen = hard_set.choose(difficulty_N, hard_set.Rule(share=0.2, **rule), junk_N)
     left = np.flatnonzero(np.isfinite(difficulty_N) & (junk_N == 0))
-    hard = np.flatnonzero(hard_set.hard(chosen, difficulty_N))
+    hard = np.flatnonzero(selection.parts(difficulty_N, chosen, junk_N)[0])
     assert len(hard) == pytest.approx(0.2 * len(left), abs=1)
     ordered = left[np.argsort(-difficulty_N[left])][round(0.05 * len(left)) :]
     assert set(hard) == set(ordered[: len(hard)])

@@ -265,15 +265,10 @@ def test_documents_tsv_of_other_tokens_is_told(upstream, rows, said):
         token_files.origins(token_files.open_tokens(upstream), "train")
 
 
-def test_weights_beside_the_ids_are_a_file_of_as_many_bytes_that_can_be_filled(upstream, tmp_path):
-    path, tokens = tmp_path / "weights.bin", token_files.open_tokens(upstream)
-    new = data.weighted(tokens, path, new=True)
-    assert path.read_bytes() == bytes(1000)
-    new.train.weights[5] = 2
-    new.train.weights.flush()
-    back = data.weighted(tokens, path)
-    assert back.train.weights.sum() == back.train.weights[5] == 2 and back.val.weights is None
+def test_weights_lie_in_a_file_with_one_for_each_training_id(upstream, tmp_path):
+    weights = np.zeros(1000, "u1")
+    weights[5] = 2
+    np.save(tmp_path / "weights.npy", weights)
+    back = data.weighted(token_files.open_tokens(upstream), tmp_path / "weights.npy")
+    assert back.val.weights is None and isinstance(back.train.weights, np.memmap)
     assert back.train.weights_of([0]).tolist() == [[0.0] * 4 + [2.0] + [0.0] * (T - 5)]
-    path.write_bytes(b"1" * 999)
-    with pytest.raises(ValueError, match="has 999 bytes, it must have one for each of the 1,000 t"):
-        data.weighted(tokens, path)

@@ -27,7 +27,7 @@ from tdbook.__main__ import main
 from tdbook.book import common, comparison
 from tdbook.corpus import token_files, tokenizer_files
 from tdbook.corpus.tokenizer import TELUGU
-from tdbook.export import gguf_file, imatrix, inference, llama_cpp, model_tokenizer, shipping
+from tdbook.export import gguf_file, inference, llama_cpp, model_tokenizer, shipping
 from tdbook.export.decoder import Decoder
 from tdbook.export.gguf_file import to_gguf
 from tdbook.runs.units import q4_0_bytes
@@ -490,7 +490,7 @@ def test_what_four_bits_cost_a_model_is_0_where_it_is_its_own_q4_0(made, tmp_pat
     """04's; of another model the loss with the weights of the file, minus its own."""
     ids = np.random.default_rng(0).integers(0, 700, 48 * 40)
     tokens = data.Tokens(tmp_path, {}, *[data.Windows(ids, 48)] * 2)
-    rounded = gguf_file.rounded(made[1], imatrix.mean_squares(made[1], tokens.train))
+    rounded = gguf_file.rounded(made[1], inference.mean_squares(made[1], tokens.train))
     rows, losses = np.arange(len(tokens.val)), {}
     for name, net in {"float": made[1], "own": rounded}.items():
         net.save(tmp_path / "models" / name)
@@ -527,7 +527,7 @@ def test_a_model_folder_becomes_a_folder_to_ship(made, files, tmp_path, capsys):
     said = "each weight counts by the mean square of its input on 39 windows of the training text"
     about, _, card = (out / "README.md").read_text("utf8").partition("## What each format costs")
     assert f"In rounding {said} (imatrix)." in about and f"in rounding {said}" in shown
-    weigh = imatrix.mean_squares(made[1], token_files.open_tokens(tokens).train)
+    weigh = inference.mean_squares(made[1], token_files.open_tokens(tokens).train)
     to_gguf(made[0], tmp_path / "x.gguf", "IQ4_NL", weigh)
     shipped = (out / "50m-115K-IQ4_NL.gguf").read_bytes()
     assert (tmp_path / "x.gguf").read_bytes() == shipped != files["IQ4_NL"].read_bytes()

@@ -11,7 +11,7 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as Kind
 
-from tdbook.export import gguf_file, imatrix, inference, llama_cpp, shipping
+from tdbook.export import gguf_file, inference, llama_cpp, shipping
 from tdbook.export.gguf_file import to_gguf
 from tdlib import quantize
 from tdlib.model import Llama
@@ -107,7 +107,7 @@ def test_an_imatrix_is_the_mean_square_of_every_input(change, tokenizer, tmp_pat
     model = saved(tmp_path / "m", tokenizer.path, tokenizer.size, **change)
     windows = some_windows(tokenizer.size, 24, count=40)
     rows, inputs = np.linspace(0, 39, 6).round().astype(int), {}
-    found = imatrix.mean_squares(model, windows, 6)
+    found = inference.mean_squares(model, windows, 6)
     judge = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float64)
     for name, part in judge.named_modules():
         if isinstance(part, torch.nn.Linear):

@@ -156,8 +156,11 @@ def test_two_processes_train_to_the_weights_of_one(name, tmp_path):
 
 
 def test_a_training_by_workers_of_an_adapter_by_kept_targets_is_that_of_this_process(tmp_path):
-    """Also where a process crashes once all is done, and where no row may be kept."""
+    """Also where a process crashes once all is done, and where no row may be kept; its tokens count
+    unlike each other."""
     tokens, kept = some_tokens(tmp_path / "tokens"), tmp_path / "kept"
+    np.save(tmp_path / "weights.npy", np.arange(WINDOWS * T + 1, dtype="u1") % 3)
+    tokens = data.weighted(tokens, tmp_path / "weights.npy")
     rows, recipe = np.arange(2, 22), quick(ce_weight=0.0, epochs=2.0)
     alone, student, told, recorded = tiny(adapters=True), tiny(adapters=True), [], []
     drawn, place = dict(temperature=2.0, draws=5), (tmp_path / "cache", wider(), tokens.train)

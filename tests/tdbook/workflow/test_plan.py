@@ -200,7 +200,7 @@ def test_the_plan_fits_a_narrow_screen_and_names_every_run_and_file():
         assert re.search(words, found), words
     wide = plan.plan(B200 | {"DEVICE": "b200", "SET": "vocab_size=86_071"})
     assert re.search(r"(?s)120m +151\.1 M .*50m +69\.8 M +44\.1 M [^\n]*ABOVE", wide)
-    kept = cache.size(asked().size.train, 2048, 12, 51_800)
+    kept = asked().size.train * (cache.row_type(2048, 12, 51_800).itemsize + 1)
     assert f"cache       {units.si(kept, 'B')} a temperature" in found
 
 
