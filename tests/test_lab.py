@@ -18,6 +18,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from tests.helpers import fonts_of
 from tests.small_book import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -164,12 +165,7 @@ def test_sliders_start_on_the_choice_in_force_and_move_all_that_is_shown(lab, di
 
 
 def test_the_texts_are_drawn_with_the_books_own_telugu_font_and_axe_finds_nothing_serious(lab):
-    session = lab.page.context.new_cdp_session(lab.page)
-    session.send("DOM.enable")
-    session.send("CSS.enable")
-    root = session.send("DOM.getDocument", {"depth": 0})["root"]["nodeId"]
-    node = session.send("DOM.querySelector", {"nodeId": root, "selector": ".explorer [lang=te]"})
-    used = session.send("CSS.getPlatformFontsForNode", node)["fonts"]
+    used = fonts_of(lab.page, ".explorer [lang=te]")
     telugu = max(used, key=lambda font: font["glyphCount"])
     assert telugu["familyName"] == "Noto Sans Telugu" and telugu["isCustomFont"]
     violations = Axe().run(lab.page, context=".explorer").response["violations"]

@@ -72,9 +72,7 @@ READ = [({}, sorted(SEVEN)), ({}, ["q_proj", "v_proj"]), ({}, "all-linear"), (NO
 
 @pytest.mark.parametrize("shape, targets", READ)
 @torch.no_grad()
-def test_we_read_pefts_adapters_to_the_same_outputs_and_it_those_that_we_read(
-    shape, targets, tmp_path
-):
+def test_we_read_pefts_adapters_and_it_those_that_we_read(shape, targets, tmp_path):
     """QK norms have none."""
     (model := tiny(**shape)).save(base := tmp_path / "base")
     theirs, ids = peft_of(base, tmp_path / "adapter", targets, r=3, lora_alpha=7.5), some_ids()

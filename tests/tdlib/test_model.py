@@ -106,8 +106,9 @@ def test_more_tokens_than_the_context_are_refused_and_leave_the_cache_alone():
 
 
 def test_shapes_have_the_sizes_of_the_plan_and_sizes_are_true_counts():
-    for name, (low, high) in CASES["sizes"].items():
+    for name, (low, high, *dims) in CASES["sizes"].items():
         config = LlamaConfig(vocab_size=51_800, **SHAPES[name])
+        assert [*SHAPES[name].values()][: len(dims)] == dims
         assert low <= config.parameters / 1e6 <= high
         assert (config.context, config.rope_theta, config.norm_eps) == (2048, 10000.0, 1e-6)
     named = [shape | {"vocab_size": 51_800} for shape in SHAPES.values()]

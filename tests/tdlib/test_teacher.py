@@ -115,9 +115,7 @@ CLOSE = 1e-4  # float32 against float64: 1e-6 of the largest logit; the other or
 
 
 @pytest.mark.parametrize("change, prefix", SHAPES)
-def test_logits_are_upstreams_at_every_position_by_the_files_own_theta_type_and_head(
-    change, prefix, tmp_path
-):
+def test_logits_are_upstreams_by_the_files_own_theta_type_and_head(change, prefix, tmp_path):
     shape, state = SHAPE | change, upstream(**change)
     half = {k: v.bfloat16() for k, v in state.items() if k not in ("freqs_cis", HEAD)}
     untied = state | {HEAD: torch.randn(VOCAB, shape["dim"])}

@@ -88,9 +88,8 @@ def test_the_share_of_a_gap_has_the_delta_methods_interval_and_needs_a_gap():
     share = won_SN.mean() / gap_SN.mean()
 
     def variance(cov_22: np.ndarray) -> float:
-        return (
-            cov_22[0, 0] - 2 * share * cov_22[0, 1] + share**2 * cov_22[1, 1]
-        ) / gap_SN.mean() ** 2
+        own = cov_22[0, 0] - 2 * share * cov_22[0, 1] + share**2 * cov_22[1, 1]
+        return own / gap_SN.mean() ** 2
 
     a = variance(np.cov(won_SN.mean(1), gap_SN.mean(1))) / s
     b = variance(np.cov(won_SN.mean(0), gap_SN.mean(0))) / d

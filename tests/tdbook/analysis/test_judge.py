@@ -22,16 +22,13 @@ def of(low: float, high: float, least: float = 0.0, seeds: int = 3, role: str = 
 
 
 @pytest.mark.parametrize(("ends", "least", "claimed", "result", "where"), CASES["one"])
-def test_the_verdict_is_where_the_interval_lies_beside_the_smallest_size(
-    ends, least, claimed, result, where
-):
+def test_the_verdict_is_where_the_interval_lies(ends, least, claimed, result, where):
+    """Beside the smallest size."""
     assert judge_one(Interval(math.nan, *ends), least, claimed) == (result, where)
 
 
 @pytest.mark.parametrize(("effects", "result", "why"), CASES["together"])
-def test_a_claim_fails_if_its_effect_or_its_mechanism_does_and_holds_if_both_do(
-    effects, result, why
-):
+def test_a_claim_holds_if_both_its_effect_and_its_mechanism_do(effects, result, why):
     assert judge([of(*effect) for effect in effects]) == (result, why)
 
 

@@ -44,7 +44,6 @@ CORE = [TEACHER, distilled("50m"), distilled("pick", 2), SCRATCH]
 HARD, RANDOM = replayed("hard"), replayed("random", windows="random")
 LARGE = distilled("big", shape="student-120m-small")
 LONG = distilled("long", tokens=1400, epochs=2.8)
-RIVAL = distilled("x1", tokens=1400, shape="student-55m")
 
 
 def models(records: list[dict], points: dict | None = None) -> dict[str, verdict.Model]:
@@ -66,27 +65,15 @@ def of(records: list[dict], means: dict, points: dict | None = None, **more) -> 
 
 
 def test_students_are_found_by_parameters_not_by_names():
-    large = dict(shape="student-120m-small")
-    records = [
-        *(*CORE, PROGRESSIVE, distilled("x3", **large), distilled("120m", **large, ce_weight=1.0)),
-        *(distilled("cold", **large, temperature=1.0), distilled("cut", **large, init="teacher")),
-        distilled("longer-a", tokens=2000, ce_weight=1.0, distinct_tokens=1000),
-        distilled("longer-b", tokens=2000, ce_weight=1.0),
-        *(
-            distilled(f"x{5000 - n}", tokens=n, token_limit=n) for n in (2500, 2000)
-        ),  # the next longer
-        *(RIVAL, distilled("55m", shape="student-55m"), distilled("x2", shape="student-80m-tiny")),
-        distilled("a-seed", 3, shape="student-80m-tiny"),  # the base's seed goes before it
-        distilled("75m-long", tokens=3000, shape="student-75m-small"),
-        *(distilled("cold-50m", temperature=1.0), distilled("colder", 1, 1000, temperature=0.5)),
-        *(distilled(f"warm-{n}", tokens=n, init="teacher", ce_weight=1.0) for n in (1000, 1500)),
-    ]
+    others = (distilled(name, **changed) for name, changed in CASES["students"].items())
+    records = [*CORE, PROGRESSIVE, *others]
     names = [name for record in records for name in record["models"]]
     wanted = CASES["roles"]
-    t = of(records, dict.fromkeys([*names, "a"], 1.0), {"a": RIVAL})  # own ones go before
+    rival = {"a": distilled("x1", tokens=1400, shape="student-55m")}
+    t = of(records, dict.fromkeys([*names, "a"], 1.0), rival)  # own ones go before
     assert {role: t.role(role)[0].name for role in wanted} == wanted
     assert [m.name for m in t.role("student-80m")] == ["x2", "a-seed"]
-    t = of(CORE, dict.fromkeys([*names[:4], "a"], 1.0), {"a": RIVAL})
+    t = of(CORE, dict.fromkeys([*names[:4], "a"], 1.0), rival)
     assert [role for role in ROLES if t.role(role)] == CASES["few"]
     for words in ("direct − distilled", "its base − student-80m"):
         assert t.effect(words).seeds == 0 and t.effect(words).verdict[1] == "not run"
@@ -133,14 +120,9 @@ def test_every_arm_is_at_the_rate_that_development_prefers_with_the_seed_that_ch
     better on development than the one that is. The seed that chooses is in no comparison."""
     weights = dict(trains="weights", windows="all")
     records = [*CORE, HARD, distilled("third", 3), replayed("on", weight_decay=0.1, **weights)]
-    points = {f"lr{rate:g}": replayed("hard", learning_rate=rate) for rate in (5e-4, 2e-3)}
-    points |= {"rank": replayed("hard", rank=8), "four-bits": replayed("hard", rounding="q4_0")}
-    points |= {"random": RANDOM | {"models": {"hard": {}}}, "text": replayed("hard", ce_weight=0.5)}
+    points = {name: replayed("hard", **changed) for name, changed in CASES["arms"].items()}
     points |= {"on2": replayed("on", ce_weight=0.1, **weights)}
-    points |= {"s3": replayed("hard", 3, base="third", learning_rate=2e-3)}
-    dev = {"teacher": 1, "50m": 6, "pick": 6, "scratch": 7, "third": 6, "hard-merged": 5.3}
-    dev |= {"lr0.0005": 5.4, "lr0.002": 5.1, "rank": 4.0, "four-bits": 1.0, "random": 4.2}
-    dev |= {"text": 4.3, "on": 4.6, "on2": 4.5, "s3": 3.0}
+    dev = CASES["arms on development"]
     # on the text that judges the order is another
     means = dev | {"hard-merged": 3.0, "lr0.002": 5.9, "on": 1.0, "s3": 5.7}
     t = of(records, means, points, development=dev)
@@ -168,12 +150,8 @@ def test_every_arm_is_at_the_rate_that_development_prefers_with_the_seed_that_ch
 
 
 def test_the_best_loss_is_of_the_plans_temperatures_or_weight_against_all_others():
-    points = {"t4": distilled("50m", temperature=4.0), "t1": distilled("50m", temperature=1.0)}
-    points |= {"low": distilled("50m", ce_weight=0.1, cached_draws=12)}
-    points |= {"cut": distilled("50m", init="teacher"), "long": distilled("50m", epochs=4.0)}
-    points |= {"fast": distilled("50m", temperature=4.0, learning_rate=4e-3)}
-    dev = dict.fromkeys(("teacher", "pick", "cut", "long"), 0.0)
-    dev |= {"50m": 6.0, "scratch": 7.0, "t4": 5.9, "t1": 6.2, "low": 5.95, "fast": 5.8}
+    points = {name: distilled("50m", **changed) for name, changed in CASES["losses tried"].items()}
+    dev = CASES["losses on development"]
     means = dict.fromkeys(dev, 1.0) | {"fast": 1.2, "50m": 0.5, "low": 1.5, "t1": 0.1}
     t = of(CORE, means, points, development=dev)
     found = {key: t.judged(key).effects[0] for key in ("temperature", "ce_weight")}
@@ -207,10 +185,8 @@ def test_seeds_are_paired_by_the_bases_and_a_share_of_the_gap_has_three():
     gap = t.judged("gap")
     share = (0.06 + 0.12 + 0.18) / (0.2 + 0.23 + 0.26)
     assert gap.effects[0].interval.value == pytest.approx(share)
-    assert (
-        gap.effects[0].what
-        == "share of the gap from its base to student-120m that adapter on hard closes"
-    )
+    what = "share of the gap from its base to student-120m that adapter on hard closes"
+    assert gap.effects[0].what == what
     assert gap.result == verdict.UNDECIDED and gap.effects[0].least == 0.5
     adapter = t.judged("adapter")  # 0.12 ± much, but two seeds of random windows
     assert "adapter on hard − adapter on random: 2 seeds" in adapter.why

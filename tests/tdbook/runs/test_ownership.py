@@ -239,23 +239,6 @@ def test_an_export_never_takes_its_models_place(model, tmp_path, monkeypatch, ca
     assert content(model) == before
 
 
-def test_an_export_replaces_its_own_and_no_other(model, tmp_path, monkeypatch):
-    same = {"likeliest": 1.0, "mean": 0.0, "largest": 0.0}
-    monkeypatch.setattr(shipping, "check", lambda *_: same)
-    monkeypatch.setattr(shipping, "other_weight", lambda *_: "")
-    monkeypatch.setattr(gguf_file, "write", lambda model, path, kind, _: path.write_text(kind))
-    monkeypatch.setattr(shipping, "_card", lambda *_: "TODO: licence")
-    out = mine(tmp_path / "ship/50m/README.md").parent
-    refused(out, f"50m {NOT_OURS}", shipping.ship, model, out)
-    shutil.rmtree(out)
-    shipping.ship(model, out)
-    mine(out / "LICENSE")
-    shipping.ship(model, out)
-    mine(out / "README.md", "MIT")  # the owner has filled in the card
-    refused(out, r"README.md in \S+50m was not made by the book, or", shipping.ship, model, out)
-    assert content(out)["LICENSE"] == MINE
-
-
 @pytest.mark.parametrize("name", ["x.gguf", "model.safetensors", "notes.txt"])
 def test_a_gguf_takes_no_file_of_another(name, model):
     path = mine(model / name, "GGUF of another") if name == "x.gguf" else model / name

@@ -32,9 +32,10 @@ def logits(model: Llama) -> torch.Tensor:
     return model(IDS)
 
 
-@pytest.mark.parametrize(
-    "shape", [{"kv_heads": 2}, {"tied": False, "qk_norm": True}, {"head_dim": 6, "layers": 1}]
-)
+SHAPES = [{"kv_heads": 2}, {"tied": False, "qk_norm": True}, {"head_dim": 6, "layers": 1}]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_equal_size_gives_the_teacher_back_bit_for_bit_with_rope_eps_and_eos(shape):
     old = teacher(**shape, rope_theta=500.0, norm_eps=1e-5, eos_id=7)
     new = made(old, rope_theta=1e4, norm_eps=1e-6, eos_id=3, qk_norm=False)
