@@ -97,18 +97,13 @@ def full_disk(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def one_line(error, *words) -> None:
-    """An error (of pytest.raises) is one line, and holds these words."""
-    text = str(error.value)
-    assert "\n" not in text and all(str(word) in text for word in words), text
-
-
 @contextlib.contextmanager
 def refused(*words, error=ValueError):
     """What is done here raises an error of one line that holds these words."""
     with pytest.raises(error) as raised:
-        yield
-    one_line(raised, *words)
+        yield raised
+    text = str(raised.value)
+    assert "\n" not in text and all(str(word) in text for word in words), text
 
 
 def near(found, wanted, relative=5e-6) -> None:

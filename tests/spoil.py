@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ WRONG = {
     "terabytes": torch.ones(1).expand(10**12),
     "a vector": torch.ones(500),
     "infinite": torch.full((32,), torch.inf),
+    "int8": torch.ones(32).char(),
     "a namespace": argparse.Namespace(lr=1),
 }
 
@@ -139,19 +141,39 @@ def weights(folder: Path, change: dict) -> None:
     save_file(known, folder / "model.safetensors")
 
 
+def header(folder: Path, claims: dict) -> None:
+    """A safetensors file of 64 bytes of weights that claims a shape and an end of each."""
+    for name, (shape, end) in claims.items():
+        claims = claims | {name: dict(dtype="F32", shape=shape, data_offsets=[0, end])}
+    text = json.dumps(claims).encode()
+    content = len(text).to_bytes(8, "little") + text + bytes(64)
+    (folder / "model.safetensors").write_bytes(content)
+
+
 def checkpoint(path: Path, change: dict, **how) -> None:
-    """Upstream's, with other numbers in its config, other weights by their short names, or other
-    parts."""
+    """Upstream's, with another part, or other weights or numbers in a part."""
     made = upstream.checkpoint(Llama(LlamaConfig(**SHAPE)))
     for name, value in change.items():
-        value = WRONG.get(value, value)
-        if name.startswith("n_"):
-            made["config"][name] = value
-        elif name in ("wte", "ln_f"):
-            made["model"][f"_orig_mod.transformer.{name}.weight"] = value
-        else:
-            made[name] = value
+        prefix = "_orig_mod." * (name == "model")
+        if isinstance(value, dict):
+            value = made[name] | {prefix + key: wrong(x) for key, x in value.items()}
+            value = {key: x for key, x in value.items() if x is not None}
+        made[name] = value if isinstance(value, dict) else wrong(value)
     torch.save({name: part for name, part in made.items() if part != ""}, path, **how)
+
+
+def wrong(value):
+    """A list is a shape."""
+    return torch.zeros(1).expand(value) if isinstance(value, list) else WRONG.get(value, value)
+
+
+def packed(path: Path, more: int) -> None:
+    """A checkpoint whose parts are compressed, with so many zeros behind its pickle."""
+    with zipfile.ZipFile(path) as file:
+        parts = {part.filename: file.read(part) for part in file.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, part in parts.items():
+            file.writestr(name, part + bytes(more * name.endswith("data.pkl")))
 
 
 def old_checkpoint(path: Path, _) -> None:

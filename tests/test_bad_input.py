@@ -176,16 +176,14 @@ def test_what_is_given_is_refused(section, name, good, refusal, out, tmp_path):
         folder.chmod(0o700)
 
 
-@pytest.mark.parametrize("by", ["tokens", "text"])
-def test_rows_that_pad_an_embedding_are_cut_and_told(by, good, tmp_path):
+def test_rows_that_pad_an_embedding_are_cut_and_told(good, tmp_path):
     """Whatever is in them: 64 is what an embedding is rounded up to, by its multiples."""
     spoil.llama(tmp_path / "teacher", {"vocab_size": 512})
-    given = {"text": good / "text.txt", "tokenizer": good / "tokens/tokenizer.model"}
-    given = {"tokens": good / "tokens"} if by == "tokens" else given
-    p = parameters.declared("00_teacher") | {"teacher": str(tmp_path / "teacher"), "context": 32}
+    p = parameters.declared("00_teacher") | {"tokens": str(good / "tokens"), "context": 32}
+    p |= {"teacher": str(tmp_path / "teacher")}
     model = teacher.load(tmp_path / "teacher")
     rows = model.head[:500].clone()
-    said = prepare(p | {k: str(v) for k, v in given.items()}, tmp_path / "out", model)
+    said = prepare(p, tmp_path / "out", model)
     assert "512 rows for 500 pieces: the last 12 are of no piece, which no text ever" in said
     assert torch.equal(model.head, rows)
     assert token_files.open_tokens(tmp_path / "out").vocab_size == model.config.vocab_size == 500

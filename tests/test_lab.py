@@ -149,10 +149,6 @@ def test_sliders_start_on_the_choice_in_force_and_move_all_that_is_shown(lab, di
     assert len(seen) == 5
     slider(lab, "threshold").press("End")
     assert line_agreed(lab, difficulty_N)[1] <= 1
-    slider(lab, "share").press("End")
-    assert line_agreed(lab, difficulty_N)[1] == len(difficulty_N)
-    lab.explorer.get_by_role("button", name="25 %").click()
-    assert line_agreed(lab, difficulty_N)[1] == round(0.25 * len(difficulty_N))
     slider(lab, "threshold").press("Home")
     box = slider(lab, "threshold").bounding_box()
     y = box["y"] + box["height"] / 2

@@ -5,6 +5,7 @@ import copy
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,19 +193,16 @@ def test_what_is_kept_and_lost_is_the_lag_in_a_bucket_beyond_that_elsewhere(open
     text, models = this.out / "tokens/works.bin", this.out / "models"
     base, teacher = (by_hand(Llama.load(models / name), text) for name in ("50m", "teacher"))
     rows = np.unique(np.linspace(0, len(base) - 1, FIXED).round().astype(int))
-    lag_MT, ids = (base - teacher)[rows], np.fromfile(text, "<u4").tolist()
-    pairs = set(itertools.pairwise(np.fromfile(this.out / "tokens/train.bin", "<u4").tolist()))
-    never = [[(ids[i * T + j], ids[i * T + j + 1]) not in pairs for j in range(T)] for i in rows]
-    late_MT = np.broadcast_to(np.arange(T) >= 24, lag_MT.shape)
-    parts = {"never (pair seen in training)": np.array(never), "4th (place in the window)": late_MT}
-    for what, in_MT in parts.items():
-        lag = lag_MT[in_MT].mean() - lag_MT[~in_MT].mean()
-        assert found[what].interval.value == pytest.approx(lag, abs=1e-4)
-        assert (found[what].claimed, found[what].seeds) == (1, 1)
-    assert found["final (place in the word)"].claimed == -1
-    labels = features.token_cuts(tokens, np.arange(3))
+    lag_MT = (base - teacher)[rows]
+    labels = features.token_cuts(replace(tokens, val=tokens.works), rows)  # by hand elsewhere
     kinds = [kind for row in ROWS.values() for kind in row.get("kinds", ())]
-    assert all(bucket in labels[cut][0] for cut, bucket, _ in kinds) and len(kinds) == 8
+    for cut, bucket, claimed in kinds:
+        in_MT = labels[cut][1] == labels[cut][0].index(bucket)
+        if effect := found.pop(f"{bucket} ({cut})", None):
+            lag = lag_MT[in_MT].mean() - lag_MT[~in_MT].mean()
+            assert effect.interval.value == pytest.approx(lag, abs=1e-4)
+            assert (effect.claimed, effect.seeds) == (claimed, 1)
+    assert not found and len(kinds) == 8
 
 
 def test_what_the_hardest_windows_hold_is_counted_beside_the_rest(opened):

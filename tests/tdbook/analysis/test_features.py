@@ -13,7 +13,7 @@ from tdbook.analysis import features
 from tdbook.corpus import token_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data
-from tests.helpers import refused, token_folder
+from tests.helpers import token_folder
 from tests.tdbook.export.test_release import hugging_face
 
 T = 64
@@ -200,16 +200,6 @@ def test_documents_keep_their_places_and_get_the_sources_of_sources_tsv(tmp_path
         document_N, sources = token_files.origins(token_files.open_tokens(folder), "train")
         assert sources == ["a"] * 4 + ["b"] * 9  # document 3 begins at 1,500
         assert document_N.tolist() == [(i * T + T // 2) // 500 for i in range(100)]
-
-
-WRONG = {"0 a\n": "no row", "0\ta\n100\t\n": "start, name", "5\ta\n": "begins at 5", "": "no row"}
-WRONG |= {"0\ta\n200\tb\n100\tc\n": "after 200", "0\ta\n6401\tb\n": "before 6,401"}
-
-
-@pytest.mark.parametrize("lines", WRONG)
-def test_a_wrong_sources_tsv_is_said_in_one_line(tmp_path, lines):
-    with refused("sources.tsv", WRONG[lines]):
-        named(tmp_path, lines)
 
 
 def test_memory_does_not_grow_with_the_windows(tokenizer, tmp_path, monkeypatch):

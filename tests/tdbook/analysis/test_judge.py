@@ -75,10 +75,7 @@ def test_a_row_of_the_table_and_every_effect_survive_a_file():
     effects = [of(-0.28, -0.11, -0.3, plan=(-0.5, -0.3)), of(0.2, 0.3, seeds=5, role="cost")]
     effects += [of(0.1, 0.2, seeds=0, role="also"), of(-0.2, -0.1, seeds=1, role="also")]
     row = Verdict("distilled", effects, *judge(effects)).cells()
-    assert [*row.values()][1:] == [
-        "fails as stated (right direction, smaller)", "−0.195 [−0.280, −0.110]", "−0.5 to −0.3",
-        3, "0.085", "loses", "holds in part",
-    ]  # fmt: skip
+    assert [*row.values()][1:] == CASES["cells"]
     ends = {"wins": (-0.2, -0.1), "undecided": (-0.2, 0.1), "not run": (-0.2, -0.1, 0, 0)}
     for word, cost in ends.items():
         cells = Verdict("adapter", [of(*cost, role="cost")], "", "").cells()

@@ -21,7 +21,7 @@ from tdbook.corpus import prepare, text, token_files, writer
 from tdbook.corpus.text import Document
 from tdbook.runs import hashes, parameters, running
 from tdbook.runs.running import start
-from tests.helpers import refused
+from tests.helpers import cases, refused
 
 ZST = zstandard.ZstdCompressor().compress
 PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": ZST}
@@ -150,13 +150,10 @@ def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, mon
 
 def test_blank_lines_end_documents_and_a_hint_tells_where_they_may_not(tmp_path):
     lines = [f"మాట{i} {A}" for i in range(60)]
-    shapes = {("\n", "\n\n"): (12, []), ("\n", "\n\n\n"): (12, []), ("\r", "\r\r"): (12, [])}
-    shapes |= {(" \u2028", "\u0085 "): (1, []), ("\n\n", "\n\n"): (60, [text.APART])}
-    # paragraphs with larger gaps between documents, one of them with CR CR LF; wrapped ones
-    shapes |= dict.fromkeys([("\n\n", "\n\n\n"), ("\r\r\n", "\r\r\n\r\r\n")], (12, [text.JOINED]))
-    for (between, apart), (count, told) in shapes.items():
+    for between, apart, count, *told in cases(__file__)["blank lines"]:
         works, account = [between.join(lines[i : i + 5]) for i in range(0, 60, 5)], text.Account()
         documents = text.read([put(tmp_path, {"a.txt": apart.join(works)})], account)
+        told = [getattr(text, name) for name in told]
         assert len(documents) == account.documents == count and [*account.told] == told
         read = [line for d in documents for line in d.lines]
         assert [x.strip() for line in read for x in re.split("[\u2028\x85]", line)] == lines

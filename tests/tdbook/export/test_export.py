@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from tdbook.__main__ import main
+from tdbook.analysis.intervals import change
 from tdbook.book import common, comparison
 from tdbook.corpus import token_files, tokenizer_files
 from tdbook.corpus.tokenizer import TELUGU
@@ -459,17 +460,13 @@ def test_costs_are_those_of_dense_float64_over_documents(made, files, tokenizer,
         values_W4 = np.array(values)
         own_W4 = values_W4 if own_W4 is None else own_W4
         kls.append(values_W4[:, 1].mean())
-        # documents of two windows each: 0 and 6, 20 and 26, 32 and 39
-        apart_D4 = (values_W4 - own_W4).reshape(3, 2, 4).mean(1)
-        middle_4 = apart_D4.mean(0)
-        half_4 = 4.30265 * apart_D4.std(0, ddof=1) / 3**0.5  # Student's t, 2 degrees of freedom
-        ends = middle_4 - half_4, middle_4 + half_4
         exact = row["format"].startswith("PyTorch")
         for k, metric in enumerate(inference.FORMS):
             near = partial(pytest.approx, abs=2e-6 if exact else 0.04)
             assert row[metric] == near(values_W4[:, k].mean()), (row["format"], metric)
-            if exact:
-                assert row["changes"][metric] == near((middle_4[k], ends[0][k], ends[1][k])), metric
+            if exact:  # documents of two windows each: 0 and 6, 20 and 26, 32 and 39
+                wanted = change(values_W4[:, k], own_W4[:, k], np.arange(6) // 2)
+                assert row["changes"][metric] == near(wanted), metric
     assert [row["kl"] for row in given[3:]] == pytest.approx(kls[3:], 0.1) and given[0]["kl"] == 0
     assert given[2]["kl"] < 0.1 * given[3]["kl"]
     for other in (None, tiny_model(3, 97, 48)):  # no teacher, and one of another vocabulary
