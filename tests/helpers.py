@@ -35,8 +35,7 @@ def tiny_model(seed=0, vocab=97, context=16, scale=12.0, **shape) -> Llama:
 
 
 def quick(**change) -> Recipe:
-    """Four windows of twelve tokens a step; at twelve windows an epoch is three steps. Every step
-    leaves a checkpoint."""
+    """Four windows of twelve tokens a step, with a checkpoint after each; four epochs."""
     options = dict(learning_rate=3e-3, epochs=4.0, batch_tokens=4 * 12, micro_windows=2)
     return Recipe(**options | dict(warmup_share=0.2, checkpoint_minutes=1e-9) | change)
 

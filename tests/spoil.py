@@ -2,6 +2,7 @@
 
 import argparse
 import bz2
+import functools
 import gzip
 import json
 import os
@@ -39,8 +40,7 @@ def write(path: Path, content: str | dict, more: str = "") -> None:
         (path / name).write_text(text + more, "utf8")
 
 
-def nest(path: Path, content: str | dict) -> None:
-    write(path, content, "[" * 99_999)
+nest = functools.partial(write, more="[" * 99_999)
 
 
 def encode(path: Path, codec_and_text: list[str]) -> None:
@@ -96,8 +96,7 @@ def config(folder: Path, change: dict, name: str = "config.json") -> None:
     (folder / name).write_text(json.dumps({k: v for k, v in content.items() if v != ""}))
 
 
-def meta(folder: Path, change: dict) -> None:
-    config(folder, change, "meta.json")
+meta = functools.partial(config, name="meta.json")
 
 
 def end_in(folder: Path, last: dict) -> None:
@@ -176,8 +175,7 @@ def packed(path: Path, more: int) -> None:
             file.writestr(name, part + bytes(more * name.endswith("data.pkl")))
 
 
-def old_checkpoint(path: Path, _) -> None:
-    checkpoint(path, {}, _use_new_zipfile_serialization=False)
+old_checkpoint = functools.partial(checkpoint, _use_new_zipfile_serialization=False)
 
 
 class Hostile:

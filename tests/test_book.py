@@ -5,7 +5,6 @@ import re
 import shutil
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,9 +14,11 @@ from bs4 import BeautifulSoup
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tdbook.corpus import token_files
 from tdbook.runs import running
 from tdbook.training import from_teacher
 from tdbook.workflow import graph, plan
+from tests.test_notebooks import cells
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
@@ -32,11 +33,9 @@ def results(out) -> dict[str, dict]:
 
 
 def windows_of(out: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """All windows of a split and their targets, cut by hand from the raw file."""
-    ids = torch.from_numpy(np.fromfile(out / f"tokens/{split}.bin", "<u4").astype(np.int64))
-    t = json.loads((out / "tokens/meta.json").read_text())["block_size"]
-    n = (len(ids) - 1) // t
-    return ids[: n * t].view(n, t), ids[1 : n * t + 1].view(n, t)
+    """All windows of a split and their targets."""
+    windows = getattr(token_files.open_tokens(out / "tokens"), split)
+    return windows.batch(range(len(windows)))
 
 
 def reference_loss(out: Path, name: str, ids_NT, targets_NT) -> torch.Tensor:
@@ -169,11 +168,9 @@ def test_a_finished_run_opened_again_makes_nothing_anew(out, results, tmp_path, 
     given = yaml.safe_load((ROOT / f"params/smoke/{run}.yaml").read_text()) | {"out": str(place)}
     this = running.start("01_distill", given)
     space = this.parameters | {"this": this}
-    cells = nbformat.read(ROOT / "notebooks/01_distill.ipynb", 4).cells
-    cells = [cell.source for cell in cells if cell.cell_type == "code"]
     before = path.stat().st_mtime_ns
-    for cell in cells[2:]:
-        exec(cell, space)
+    for cell in cells(ROOT / "notebooks/01_distill.ipynb")[2:]:
+        exec(cell.source, space)
     assert space["init"] == "teacher" and space["log"] == log_of(results[run])
     norm = load_file(path)["model.norm.weight"]
     assert torch.equal(space["net"].norm.weight.cpu(), norm) and path.stat().st_mtime_ns == before

@@ -21,12 +21,6 @@ def cells(path: Path) -> list[nbformat.NotebookNode]:
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
 
 
-def test_the_book_has_its_eight_notebooks():
-    wanted = ["00_teacher", "01_distill", "02_hard_set", "03_lora", "04_merge_eval"]
-    wanted += ["05_progressive", "06_inference", "07_evidence"]
-    assert [path.stem for path in NOTEBOOKS] == wanted
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_is_thin_with_prose_before_every_code_cell_and_no_traces_of_a_run(path):
     notebook = nbformat.read(path, as_version=4)

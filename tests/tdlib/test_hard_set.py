@@ -1,5 +1,4 @@
-"""Difficulty against two bare forwards, the choice against sorting by hand and against what the
-student is known not to know; and what is kept."""
+"""Difficulty against two bare forwards, the choice against a sorted list, and what is kept."""
 
 import copy
 import json

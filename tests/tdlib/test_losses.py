@@ -100,12 +100,9 @@ def test_loss_parts_and_gradients_are_those_of_dense_float64(ce_weight, temperat
     for block in (1, 101 * 8, 101 * 36):  # of the core on a CPU
         monkeypatch.setattr(losses, "BLOCK", block)
         agree(case(weights=True, ignored=0.2), ce_weight, temperature)
-
-
-@pytest.mark.parametrize("n, d, v, e", [(1, 1, 2, 1), (64, 8, 3, 5), (7, 96, 1000, 32)])
-def test_no_shape_and_no_chunk_size_changes_the_loss(n, d, v, e):
-    for chunk in (None, 1, 16, 10_000):
-        agree(case(n, d, v, e), 0.3, 1.5, chunk=chunk)
+    for shape in ((1, 1, 2, 1), (64, 8, 3, 5), (7, 96, 1000, 32)):
+        for chunk in (None, 1, 16, 10_000):
+            agree(case(*shape), ce_weight, temperature, chunk=chunk)
 
 
 def test_the_upstream_gradient_scales_and_a_second_backward_adds_the_same():

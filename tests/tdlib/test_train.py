@@ -1,5 +1,4 @@
-"""Training against plain torch on transformers' Llama, its order of windows, and going on after a
-stop."""
+"""Training against plain torch on transformers' Llama, and going on after a stop."""
 
 import contextlib
 import itertools
@@ -17,12 +16,9 @@ from tdlib import checkpoint, data, lora, train
 from tdlib.model import Llama
 from tests.helpers import Stopped, distance, full_disk, quick, refused, same, stop_at, tiny_model
 from tests.helpers import weights_of as weights
-from tests.tdlib.test_model import twin
+from tests.tdlib.test_model import CASES, twin
 
 VOCAB, T = 61, 12
-STEPS = [(0.5, 2.0, False, 0, 2), (0.3, 2, True, 3, 3), (1.0, 2, True, 0, 1), (0, 1, False, 2, 4)]
-STOPS = [(signal.SIGUSR1, 2, 0.5), (signal.SIGUSR1, 7, 1.0), (signal.SIGTERM, 6, 0.5)]
-STOPS += [(signal.SIGINT, 4, 1.0)]
 
 
 def tiny(seed=0, **change) -> Llama:
@@ -119,10 +115,9 @@ def moved(found: dict, start: dict) -> dict:
     return {name: weight - start[name] for name, weight in found.items()}
 
 
-@pytest.mark.parametrize("ce_weight, temperature, mask, most, micro", STEPS)
+@pytest.mark.parametrize("ce_weight, temperature, mask, most, micro", CASES["steps"])
 def test_steps_are_those_of_plain_torch(ce_weight, temperature, mask, most, micro, monkeypatch):
-    """On transformers, in micro-batches of any size. And the rows, each of two steps here, are
-    their means over all tokens since the last row."""
+    """On transformers, in micro-batches of any size; rows are means since the last row."""
     monkeypatch.setattr(train, "LOGGED", 1)
     student, teacher, windows = tiny(kv_heads=1), wider(), some_windows(16, mask, most)
     start, rows = weights(student), np.array([0, 3, 4, 5, 7, 9, 10, 11, 12, 13, 14, 15])
@@ -228,15 +223,15 @@ def test_an_epoch_is_every_window_once_in_an_order_that_the_seed_alone_decides()
         assert cut == each[0][:windows]
 
 
-@pytest.mark.parametrize("number, stop, ce_weight", STOPS)
-def test_a_stopped_run_goes_on_to_the_same_bits(number, stop, ce_weight, tmp_path, capsys):
+@pytest.mark.parametrize("name, stop, ce_weight", CASES["stops"])
+def test_a_stopped_run_goes_on_to_the_same_bits(name, stop, ce_weight, tmp_path, capsys):
     """SIGTERM and Ctrl-C wait for the end of a step, then do what they would have done; any other
     end comes at once, when the step is not yet kept."""
 
     def raises(*_):
         raise Stopped
 
-    waits, told = number != signal.SIGUSR1, []
+    waits, told, number = name != "SIGUSR1", [], getattr(signal, name)
     recipe = quick(ce_weight=ce_weight, checkpoint_minutes=60 if waits else 1e-9)
     recipe = replace(recipe, optimizer="muon" if stop == 4 else "adamw")
     how = dict(evaluations=3, evaluate=lambda s: {"val/loss": s.head.norm().item()})

@@ -1,7 +1,5 @@
-"""What verdicts rest on: losses of the right models on the right text, what is measured besides,
-and the numbers of the files that ship."""
+"""What verdicts rest on: losses of the right models on the right text, and what ships."""
 
-import copy
 import itertools
 import json
 import shutil
@@ -25,6 +23,7 @@ from tdlib.model import Llama
 from tests.helpers import tiny_model
 from tests.tdbook.analysis.test_judge import CASES
 from tests.tdbook.analysis.test_verdict import TEACHER, distilled, replayed
+from tests.tdlib.test_evaluate import dense
 
 T, FIXED = 32, 16  # tokens of a window; windows that are looked at token by token
 P07 = dict(run="07_evidence", base="50m", teacher="teacher", scratch="50m-scratch", seed=1)
@@ -102,24 +101,19 @@ def opened(made, tmp_path):
     return start
 
 
-def by_hand(model: Llama, path: Path) -> np.ndarray:
-    """Loss of every token of all windows of a raw file, (N, T), by torch in float64."""
-    ids = torch.from_numpy(np.fromfile(path, "<u4").astype(np.int64))
-    n = (len(ids) - 1) // T
-    with torch.no_grad():
-        logits_NTV = copy.deepcopy(model).double()(ids[: n * T].view(n, T))
-    loss = torch.nn.functional.cross_entropy
-    return loss(logits_NTV.flatten(0, 1), ids[1 : n * T + 1], reduction="none").view(n, T).numpy()
+def by_hand(model: Llama, windows: data.Windows) -> np.ndarray:
+    """Loss of every token, (N, T), in float64."""
+    return dense(model, model, windows, range(len(windows)))["loss"].reshape(len(windows), T)
 
 
 @pytest.mark.parametrize("split", ["works", "confirm"])
 def test_losses_are_those_of_every_window_of_a_split(opened, split):
     this, tokens = opened()
     found = evidence.Losses(this, tokens, split)
-    text, net = this.out / f"tokens/{split}.bin", Llama.load(this.out / "models/50m")
+    text, net = getattr(tokens, split), Llama.load(this.out / "models/50m")
     loss_NT = by_hand(net, text)
     np.testing.assert_allclose(found["50m"], loss_NT.mean(1), atol=1e-5)
-    rows = evaluate.fixed_rows(getattr(tokens, split), FIXED)
+    rows = evaluate.fixed_rows(text, FIXED)
     np.testing.assert_allclose(found.tokens("50m"), loss_NT[rows], atol=1e-4)
     net = lora.merge(lora.load(net, this.out / "sweeps/share/share0.5/adapters/50m-hard"))
     adapted_N = by_hand(net, text).mean(1)
@@ -190,8 +184,8 @@ def test_what_is_kept_and_lost_is_the_lag_in_a_bucket_beyond_that_elsewhere(open
     this, tokens = opened()
     t = evidence.trial(this, tokens)
     found = {e.what: e for effects in evidence.kept(this, tokens, t).values() for e in effects}
-    text, models = this.out / "tokens/works.bin", this.out / "models"
-    base, teacher = (by_hand(Llama.load(models / name), text) for name in ("50m", "teacher"))
+    nets = (Llama.load(this.out / "models" / name) for name in ("50m", "teacher"))
+    base, teacher = (by_hand(net, tokens.works) for net in nets)
     rows = np.unique(np.linspace(0, len(base) - 1, FIXED).round().astype(int))
     lag_MT = (base - teacher)[rows]
     labels = features.token_cuts(replace(tokens, val=tokens.works), rows)  # by hand elsewhere
@@ -244,7 +238,7 @@ def test_beside_every_effect_stand_sections_and_the_sources_of_the_works(opened)
     table = evidence.effects_table(this, tokens, t, verdicts).set_index("effect")
     nets = [Llama.load(this.out / "models" / name) for name in ("50m", "50m-scratch")]
     for column, split in (("value", "works"), ("on sections", "confirm")):
-        base, scratch = (by_hand(net, this.out / f"tokens/{split}.bin").mean() for net in nets)
+        base, scratch = (by_hand(net, getattr(tokens, split)).mean() for net in nets)
         found = table.loc["distilled − scratch", column]
         assert found == pytest.approx(base - scratch, abs=1e-5)
     sources = evidence.by_source(tokens, t, verdicts).set_index("effect")

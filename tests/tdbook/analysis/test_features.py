@@ -1,5 +1,4 @@
-"""Junk put into clean text is found, and nothing else is; shares and cuts against counting by hand;
-sources by name; memory that does not grow with the windows."""
+"""Junk put into clean text is found, nothing else is; shares and cuts against counting by hand."""
 
 import re
 import tracemalloc

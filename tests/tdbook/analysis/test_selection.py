@@ -1,5 +1,4 @@
-"""Ease, shrinkage and memory against numbers made by hand; what 03 is told; folds of documents, and
-the windows that a training reads."""
+"""What 02 counts against numbers made by hand; folds of documents; what a training reads."""
 
 import json
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from scipy.stats import spearmanr
 from tdbook.analysis import features
 from tdbook.book import selection, students
 from tdbook.corpus import token_files
-from tdbook.report import tables, words
+from tdbook.report import words
 from tdbook.runs import notebooks, parameters
 from tdlib import data, evaluate, hard_set, train
 from tests.helpers import same, some_windows, tiny_model, weights_of
@@ -110,17 +109,14 @@ def test_the_gap_has_the_interval_of_its_documents_and_one_of_0_holds_0():
     assert held >= 50
 
 
-def test_the_words_and_the_table_are_those_of_the_numbers():
+def test_the_words_are_those_of_the_numbers():
     gaps = {"teacher": 0.2, "50m": 0.05, "difficulty": -0.15}
-    rows = [{"with": "50m-seed2", "windows": 1000, "hard": 0.5, "rest": -0.25, "shrinkage": 0.312}]
     memory = [{"name": n, "gap": g, "low": g - 0.01, "high": g + 0.01} for n, g in gaps.items()]
-    result = {"rows": rows, "memory": memory, "mean": 0.4}
+    result = {"memory": memory, "mean": 0.4}
     text = words.memory(result, "50m", "teacher")
     assert "cost the teacher +0.200 [+0.190, +0.210] nats more" in text
     assert "from +0.400 to +0.250 nats: −0.150 [−0.160, −0.140]. 37% of difficulty" in text
     assert words.memory(result | {"memory": []}, "50m", "teacher") == ""
-    (row,) = tables.reality(rows).reset_index().to_numpy().tolist()
-    assert row == ["50m-seed2", "1,000", "+0.500", "−0.250", "31%", "–"]
 
 
 def test_03_repeats_what_02_counted_before_anything_else(tmp_path):

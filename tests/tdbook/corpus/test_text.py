@@ -144,8 +144,6 @@ def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, mon
     assert f"{kept['characters']:,} of {kept['there']:,} characters; 1 files not" in summary
     assert missing == kept["missing"] != "" and missing.count("b.rst") == 0
     this.detach()
-    notebook = (parameters.ROOT / "notebooks/00_teacher.ipynb").read_text("utf-8")
-    assert "bits per byte.{missing}" in notebook
 
 
 def test_blank_lines_end_documents_and_a_hint_tells_where_they_may_not(tmp_path):

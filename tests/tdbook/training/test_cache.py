@@ -1,5 +1,4 @@
-"""What the cache keeps of a teacher, against sums by hand and the dense loss; what a kill, a full
-disk or another key do to it; and that a training from it goes on to the same bits."""
+"""What the cache keeps of a teacher; what a kill, a full disk or another key do to it."""
 
 import dataclasses
 import os
