@@ -33,11 +33,12 @@ WRONG = {
 }
 
 
-def write(path: Path, content: str | dict, more: str = "") -> None:
+def write(path: Path, content: str | dict, more: str = "") -> Path:
     """A file, or those of a folder by their names."""
     for name, text in (content if isinstance(content, dict) else {"": content}).items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(text + more, "utf8")
+        (path / name).write_bytes(text if isinstance(text, bytes) else (text + more).encode())
+    return path
 
 
 nest = functools.partial(write, more="[" * 99_999)

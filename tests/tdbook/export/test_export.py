@@ -66,7 +66,7 @@ def one_trial_a_vocabulary():
 
 @pytest.fixture(scope="module")
 def made(tokenizer, tmp_path_factory) -> tuple[Path, Llama]:
-    folder = tmp_path_factory.mktemp("models") / "50m"
+    folder = tmp_path_factory.mktemp("made") / "models/50m"
     return folder, saved(folder, tokenizer.path, tokenizer.size)
 
 
