@@ -3,6 +3,7 @@
 import contextlib
 import json
 import resource
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 
 from tdlib.data import Windows
 from tdlib.model import Llama, LlamaConfig
+from tdlib.train import Recipe
 
 
 def cases(file: str, name: str = "cases.yaml"):
@@ -30,6 +32,26 @@ def tiny_model(seed=0, vocab=97, context=16, scale=12.0, **shape) -> Llama:
         for weight in model.parameters():
             weight.mul_(scale) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
     return model.eval()
+
+
+def quick(**change) -> Recipe:
+    """Four windows of twelve tokens a step, with a checkpoint after each; four epochs."""
+    options = dict(learning_rate=3e-3, epochs=4.0, batch_tokens=4 * 12, micro_windows=2)
+    return Recipe(**options | dict(warmup_share=0.2, checkpoint_minutes=1e-9) | change)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step: int) -> Callable:
+    """What a training tells its progress; at a step it is stopped, before that step is kept."""
+
+    def progress(now, *_):
+        if now == step:
+            raise Stopped
+
+    return progress
 
 
 def some_windows(vocab=97, context=12, count=30, mask_share=0.0) -> Windows:
@@ -74,18 +96,13 @@ def full_disk(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def one_line(error, *words) -> None:
-    """An error (of pytest.raises) is one line, and holds these words."""
-    text = str(error.value)
-    assert "\n" not in text and all(str(word) in text for word in words), text
-
-
 @contextlib.contextmanager
 def refused(*words, error=ValueError):
     """What is done here raises an error of one line that holds these words."""
     with pytest.raises(error) as raised:
-        yield
-    one_line(raised, *words)
+        yield raised
+    text = str(raised.value)
+    assert "\n" not in text and all(str(word) in text for word in words), text
 
 
 def near(found, wanted, relative=5e-6) -> None:
@@ -93,6 +110,16 @@ def near(found, wanted, relative=5e-6) -> None:
     found, wanted = found.detach().double(), wanted.detach().double()
     error, largest = (found - wanted).abs().max(), wanted.abs().max()
     assert error <= relative * largest, f"{error:.3g} of {largest:.3g}"
+
+
+def fonts_of(page, selector: str) -> list[dict]:
+    """The fonts that an element's text is drawn with, and how many glyphs of each."""
+    session = page.context.new_cdp_session(page)
+    session.send("DOM.enable")
+    session.send("CSS.enable")
+    root = session.send("DOM.getDocument", {"depth": 0})["root"]["nodeId"]
+    node = session.send("DOM.querySelector", {"nodeId": root, "selector": selector})
+    return session.send("CSS.getPlatformFontsForNode", node)["fonts"]
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:

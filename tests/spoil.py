@@ -2,11 +2,13 @@
 
 import argparse
 import bz2
+import functools
 import gzip
 import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +28,20 @@ WRONG = {
     "terabytes": torch.ones(1).expand(10**12),
     "a vector": torch.ones(500),
     "infinite": torch.full((32,), torch.inf),
+    "int8": torch.ones(32).char(),
     "a namespace": argparse.Namespace(lr=1),
 }
 
 
-def write(path: Path, content: str | dict, more: str = "") -> None:
+def write(path: Path, content: str | dict, more: str = "") -> Path:
     """A file, or those of a folder by their names."""
     for name, text in (content if isinstance(content, dict) else {"": content}).items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(text + more, "utf8")
+        (path / name).write_bytes(text if isinstance(text, bytes) else (text + more).encode())
+    return path
 
 
-def nest(path: Path, content: str | dict) -> None:
-    write(path, content, "[" * 99_999)
+nest = functools.partial(write, more="[" * 99_999)
 
 
 def encode(path: Path, codec_and_text: list[str]) -> None:
@@ -94,8 +97,7 @@ def config(folder: Path, change: dict, name: str = "config.json") -> None:
     (folder / name).write_text(json.dumps({k: v for k, v in content.items() if v != ""}))
 
 
-def meta(folder: Path, change: dict) -> None:
-    config(folder, change, "meta.json")
+meta = functools.partial(config, name="meta.json")
 
 
 def end_in(folder: Path, last: dict) -> None:
@@ -139,23 +141,42 @@ def weights(folder: Path, change: dict) -> None:
     save_file(known, folder / "model.safetensors")
 
 
+def header(folder: Path, claims: dict) -> None:
+    """A safetensors file of 64 bytes of weights that claims a shape and an end of each."""
+    for name, (shape, end) in claims.items():
+        claims = claims | {name: dict(dtype="F32", shape=shape, data_offsets=[0, end])}
+    text = json.dumps(claims).encode()
+    content = len(text).to_bytes(8, "little") + text + bytes(64)
+    (folder / "model.safetensors").write_bytes(content)
+
+
 def checkpoint(path: Path, change: dict, **how) -> None:
-    """Upstream's, with other numbers in its config, other weights by their short names, or other
-    parts."""
+    """Upstream's, with another part, or other weights or numbers in a part."""
     made = upstream.checkpoint(Llama(LlamaConfig(**SHAPE)))
     for name, value in change.items():
-        value = WRONG.get(value, value)
-        if name.startswith("n_"):
-            made["config"][name] = value
-        elif name in ("wte", "ln_f"):
-            made["model"][f"_orig_mod.transformer.{name}.weight"] = value
-        else:
-            made[name] = value
+        prefix = "_orig_mod." * (name == "model")
+        if isinstance(value, dict):
+            value = made[name] | {prefix + key: wrong(x) for key, x in value.items()}
+            value = {key: x for key, x in value.items() if x is not None}
+        made[name] = value if isinstance(value, dict) else wrong(value)
     torch.save({name: part for name, part in made.items() if part != ""}, path, **how)
 
 
-def old_checkpoint(path: Path, _) -> None:
-    checkpoint(path, {}, _use_new_zipfile_serialization=False)
+def wrong(value):
+    """A list is a shape."""
+    return torch.zeros(1).expand(value) if isinstance(value, list) else WRONG.get(value, value)
+
+
+def packed(path: Path, more: int) -> None:
+    """A checkpoint whose parts are compressed, with so many zeros behind its pickle."""
+    with zipfile.ZipFile(path) as file:
+        parts = {part.filename: file.read(part) for part in file.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, part in parts.items():
+            file.writestr(name, part + bytes(more * name.endswith("data.pkl")))
+
+
+old_checkpoint = functools.partial(checkpoint, _use_new_zipfile_serialization=False)
 
 
 class Hostile:

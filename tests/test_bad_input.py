@@ -1,13 +1,11 @@
 """Bad input gets one line that says what it is, what is wrong and what to do; nothing is half made.
 
-A row of bad_input.yaml is given as a user gives it: to a notebook's own cells, run one after the
-other until one refuses, as papermill and JupyterLab run them. What lay in the run folder before
-must lie there afterwards, byte for byte.
+A row of bad_input.yaml is given as a user gives it: to a notebook's own cells, until one refuses.
+What lay in the run folder before must lie there afterwards, byte for byte.
 """
 
 import contextlib
 import ctypes
-import json
 import os
 import pickle
 import re
@@ -29,6 +27,7 @@ from tdlib import files, teacher
 from tests import helpers, spoil
 from tests.helpers import full_disk
 from tests.smoke_book import new_shell
+from tests.test_notebooks import cells
 
 REPOSITORY = Path(__file__).parents[1]
 TABLES = yaml.safe_load(Path(__file__).with_name("bad_input.yaml").read_text("utf8"))
@@ -85,11 +84,6 @@ def unprivileged():
         libc.capset(header, sets)
 
 
-def cells(notebook: str) -> list[str]:
-    content = json.loads((REPOSITORY / "notebooks" / f"{notebook}.ipynb").read_text("utf8"))
-    return ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
-
-
 @pytest.fixture
 def refusal(out, monkeypatch, capsys):
     """Runs a notebook with what is given until a cell fails; the line that its reader sees."""
@@ -100,7 +94,7 @@ def refusal(out, monkeypatch, capsys):
         known = {k: v for k, v in SMALL.items() if k in parameters.declared(notebook)}
         given = known | {"out": str(out)} | given
         injected = "".join(f"{name} = {value!r}\n" for name, value in given.items())
-        own, *rest = cells(notebook)
+        own, *rest = (c.source for c in cells(REPOSITORY / f"notebooks/{notebook}.ipynb"))
         for source in (own, f"# Parameters\n{injected}", *rest):
             capsys.readouterr()
             done = shell.run_cell(source, store_history=True)
@@ -176,16 +170,14 @@ def test_what_is_given_is_refused(section, name, good, refusal, out, tmp_path):
         folder.chmod(0o700)
 
 
-@pytest.mark.parametrize("by", ["tokens", "text"])
-def test_rows_that_pad_an_embedding_are_cut_and_told(by, good, tmp_path):
+def test_rows_that_pad_an_embedding_are_cut_and_told(good, tmp_path):
     """Whatever is in them: 64 is what an embedding is rounded up to, by its multiples."""
     spoil.llama(tmp_path / "teacher", {"vocab_size": 512})
-    given = {"text": good / "text.txt", "tokenizer": good / "tokens/tokenizer.model"}
-    given = {"tokens": good / "tokens"} if by == "tokens" else given
-    p = parameters.declared("00_teacher") | {"teacher": str(tmp_path / "teacher"), "context": 32}
+    p = parameters.declared("00_teacher") | {"tokens": str(good / "tokens"), "context": 32}
+    p |= {"teacher": str(tmp_path / "teacher")}
     model = teacher.load(tmp_path / "teacher")
     rows = model.head[:500].clone()
-    said = prepare(p | {k: str(v) for k, v in given.items()}, tmp_path / "out", model)
+    said = prepare(p, tmp_path / "out", model)
     assert "512 rows for 500 pieces: the last 12 are of no piece, which no text ever" in said
     assert torch.equal(model.head, rows)
     assert token_files.open_tokens(tmp_path / "out").vocab_size == model.config.vocab_size == 500

@@ -5,22 +5,20 @@ import re
 import shutil
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from bs4 import BeautifulSoup
-from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tdbook.report import words
+from tdbook.corpus import token_files
 from tdbook.runs import running
 from tdbook.training import from_teacher
 from tdbook.workflow import graph, plan
-from tdlib import hard_set
+from tests.test_notebooks import cells
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
@@ -35,11 +33,9 @@ def results(out) -> dict[str, dict]:
 
 
 def windows_of(out: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """All windows of a split and their targets, cut by hand from the raw file."""
-    ids = torch.from_numpy(np.fromfile(out / f"tokens/{split}.bin", "<u4").astype(np.int64))
-    t = json.loads((out / "tokens/meta.json").read_text())["block_size"]
-    n = (len(ids) - 1) // t
-    return ids[: n * t].view(n, t), ids[1 : n * t + 1].view(n, t)
+    """All windows of a split and their targets."""
+    windows = getattr(token_files.open_tokens(out / "tokens"), split)
+    return windows.batch(range(len(windows)))
 
 
 def reference_loss(out: Path, name: str, ids_NT, targets_NT) -> torch.Tensor:
@@ -110,21 +106,6 @@ def test_difficulty_is_two_bare_forwards_apart_and_the_hardest_fifth_is_hard(out
     assert hard["tokens"] == random["tokens"]
 
 
-def test_a_merged_model_is_its_base_with_the_adapter_as_peft_reads_it(out):
-    ids_NT, _ = windows_of(out, "val")
-    for name in ("50m-hard", "50m-random"):
-        base = AutoModelForCausalLM.from_pretrained(out / "models/50m")
-        merged = AutoModelForCausalLM.from_pretrained(out / "models" / f"{name}-merged")
-        shapes = {k: v.shape for k, v in base.state_dict().items()}
-        assert {k: v.shape for k, v in merged.state_dict().items()} == shapes
-        with torch.no_grad():
-            adapted = PeftModel.from_pretrained(base, out / "adapters" / name)(ids_NT[:4]).logits
-            torch.testing.assert_close(merged(ids_NT[:4]).logits, adapted, atol=1e-5, rtol=1e-5)
-    table = pd.read_csv(out / "tables/04_merge_eval-merged.csv")
-    assert (table["largest logit difference"].astype(float) <= 1e-5).all()
-    assert (table["weights"] == table["weights of the base"]).all()
-
-
 def test_every_model_is_in_the_tables_and_no_cell_is_empty(out, results):
     assert len(results["03_lora-four-bits"]["remembered"]["stopped"]["at_epochs"]) > 1  # rounded
     for path in (out / "tables").glob("*.csv"):
@@ -136,6 +117,9 @@ def test_every_model_is_in_the_tables_and_no_cell_is_empty(out, results):
         assert not table.isin(["nan", "NaN"]).any().any(), path
     quality = table_of(out, "04_merge_eval-quality")
     assert {*quality.index} == {*MODELS, *MERGED}
+    table = pd.read_csv(out / "tables/04_merge_eval-merged.csv")
+    assert (table["largest logit difference"].astype(float) <= 1e-5).all()
+    assert (table["weights"] == table["weights of the base"]).all()
     own = quality.loc["50m-four-bits", "as Q4_0"]
     assert own.endswith("(+0.0000 [+0.0000, +0.0000])")  # it is its own file
     assert quality.loc["50m", "as Q4_0"] != "–" and quality.loc["50m", "plan: loss"] == "3.00–3.30"
@@ -186,11 +170,9 @@ def test_a_finished_run_opened_again_makes_nothing_anew(out, results, tmp_path, 
     given = yaml.safe_load((ROOT / f"params/smoke/{run}.yaml").read_text()) | {"out": str(place)}
     this = running.start("01_distill", given)
     space = this.parameters | {"this": this}
-    cells = nbformat.read(ROOT / "notebooks/01_distill.ipynb", 4).cells
-    cells = [cell.source for cell in cells if cell.cell_type == "code"]
     before = path.stat().st_mtime_ns
-    for cell in cells[2:]:
-        exec(cell, space)
+    for cell in cells(ROOT / "notebooks/01_distill.ipynb")[2:]:
+        exec(cell.source, space)
     assert space["init"] == "teacher" and space["log"] == log_of(results[run])
     norm = load_file(path)["model.norm.weight"]
     assert torch.equal(space["net"].norm.weight.cpu(), norm) and path.stat().st_mtime_ns == before
@@ -241,16 +223,6 @@ def test_a_sweeps_points_train_on_their_share_and_its_page_compares_them(out, re
             assert other["50m-hard"]["loss"] == own["50m-hard"]["loss"]
     quality = table_of(sweep, "04_merge_eval-share-quality")
     assert {"teacher", "50m", "share0.2", "share0.5"} <= {*quality.index}
-
-
-def test_a_student_better_than_its_teacher_on_most_windows_is_said_before_anything_else():
-    chosen, real = hard_set.HardSet(np.arange(200), -0.01, 0.2), {"memory": [], "mean": -0.03}
-    ease = {"kind": "", "teacher": {"rank": 0.0}, "share": 0.2, "held": 0.64}
-    few = "Yes, the loss is concentrated: the hardest 20% of the windows hold 64% of"
-    for better, first in ((0.72, "50m is BETTER than its teacher on 72% of windows"), (0.4, few)):
-        short = {"windows": 1000, "mean": -0.03, "student_better": better}
-        assert words.hard_windows("50m", short, chosen, ease, real).startswith(first)
-        assert ("most of them" in words.difficulty("50m", short)) == (better > 0.5)
 
 
 def test_the_script_of_the_readme_runs(out):

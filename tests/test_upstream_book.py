@@ -21,13 +21,6 @@ ROOT = Path(__file__).parents[1]
 SIZE, CONTEXT = 700, 32
 
 
-def execute(out: Path, run: str, **given) -> None:
-    """A run of the smoke book, in this process."""
-    own = parameters.read(ROOT / f"params/smoke/{run}.yaml")
-    given = {name: str(value) for name, value in given.items()}
-    smoke_book.execute(out, run, own | given | {"out": str(out)})
-
-
 @pytest.fixture(scope="module")
 def lines() -> list[str]:
     return [line for document in writer.write(60_000, 3) for line in document.lines]
@@ -54,7 +47,8 @@ def made(owner, tmp_path_factory) -> Path:
     words["TOKENIZER"] = owner / "tokenizer.json"
     done = smoke_book.command(out, *(f"{name}={value}" for name, value in words.items()))
     assert done.returncode == 0, done.stdout + done.stderr
-    execute(out, "02_hard_set", compare="")
+    given = parameters.read(ROOT / "params/smoke/02_hard_set.yaml")
+    smoke_book.execute(out, "02_hard_set", given | {"compare": "", "out": str(out)})
     assert content(owner) == before
     return out
 

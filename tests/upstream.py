@@ -77,12 +77,8 @@ def state_of(model) -> dict[str, torch.Tensor]:
         for name in "qkv":
             weight = ours[f"layers.{i}.self_attn.{name}_proj.weight"]
             if name != "v":
-                other, width = torch.empty_like(weight), c.head_dim
-                for head in range(c.heads):
-                    for j in range(width // 2):
-                        other[head * width + 2 * j] = weight[head * width + j]
-                        other[head * width + 2 * j + 1] = weight[head * width + width // 2 + j]
-                weight = other
+                halves = weight.view(c.heads, 2, c.head_dim // 2, c.dim)
+                weight = halves.transpose(1, 2).reshape(weight.shape)
             fused.append(weight)
         at = f"transformer.h.{i}"
         state[f"{at}.attn.c_attn.weight"] = torch.cat(fused)

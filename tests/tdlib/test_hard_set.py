@@ -1,5 +1,4 @@
-"""Difficulty against two bare forwards, the choice against sorting by hand and against what the
-student is known not to know; and what is kept."""
+"""Difficulty against two bare forwards, the choice against a sorted list, and what is kept."""
 
 import copy
 import json
@@ -44,18 +43,13 @@ def test_a_windows_difficulty_is_two_bare_forwards(models, mask_share):
     assert np.isnan(np.delete(some.difficulty_N, rows)).all()
 
 
-def test_a_threshold_lets_in_what_is_at_or_above_it_and_equal_ones_come_along():
-    difficulty_N = np.array([0.5, -1.0, 0.25, 2.0, 0.2499])
-    with_nan_N, equal_N = np.array([NAN, NAN, 2.0, -1.0, 3.0]), np.array([1.0, 3.0, 1.0, 1.0, 0.0])
-    for given_N, how, wanted in (
-        (difficulty_N, dict(threshold=0.25), [0, 2, 3]), (difficulty_N, dict(threshold=9.0), []),
-        (equal_N, dict(share=0.4), [0, 1, 2, 3]), (with_nan_N, dict(share=0.9), [2, 3, 4]),
-        (with_nan_N, dict(threshold=2.5), [4]),
-    ):  # fmt: skip
-        chosen = hard_set.select(given_N, **how)
-        assert chosen.windows_K.tolist() == wanted
-        assert chosen.share == len(wanted) / 5  # what was taken, not what was asked
-        assert chosen.threshold == how.get("threshold", chosen.threshold)
+@pytest.mark.parametrize("difficulty, how, wanted", CASES["chosen"], ids=str)
+def test_a_threshold_lets_in_what_is_at_or_above_it(difficulty, how, wanted):
+    """Equal ones come along."""
+    chosen = hard_set.select(np.array(difficulty), **how)
+    assert chosen.windows_K.tolist() == wanted
+    assert chosen.share == len(wanted) / 5  # what was taken, not what was asked
+    assert chosen.threshold == how.get("threshold", chosen.threshold)
 
 
 @pytest.mark.parametrize("options, says", CASES["chooses nothing"])
@@ -71,22 +65,24 @@ def test_clip_junk_and_easy_ones_are_a_sorted_list_cut_at_both_ends(seed):
     rng = np.random.default_rng(seed)
     difficulty_N = rng.normal(size=211).astype(np.float32)
     difficulty_N[rng.random(211) < 0.1 * (seed % 2)] = NAN  # not scored
-    left_out_N = rng.random(211) < rng.choice([0, 0.3])
+    junk_N = (rng.random(211) < rng.choice([0, 0.3])) * 8
     share, clip, easy = rng.uniform(0.05, 0.6), rng.choice([0, 0.02, 0.2]), rng.choice([0, 0.25, 3])
     share = {0: 0.001, 2: 0.999, 4: 1.0}.get(seed, share)
-    how = dict(clip=clip, left_out_N=left_out_N)
-    chosen = hard_set.select(difficulty_N, share=share, easy_share=easy, seed=seed, **how)
-    left = [i for i in range(211) if not left_out_N[i] and difficulty_N[i] == difficulty_N[i]]
-    left = sorted(left, key=lambda i: -difficulty_N[i])
-    left = left[round(clip * len(left)) :]
-    k = min(max(1, round(share * (211 - sum(left_out_N)))), len(left))
+    how = dict(clip=clip, leave_out_junk=True, token_share=0.3)
+    rule = hard_set.Rule(share=share, easy_share=easy, seed=seed, **how)
+    chosen = hard_set.choose(difficulty_N, rule, junk_N)
+    known = [i for i in range(211) if not junk_N[i] and difficulty_N[i] == difficulty_N[i]]
+    left = sorted(known, key=lambda i: -difficulty_N[i])[round(clip * len(known)) :]
+    k = min(max(1, round(share * len(known))), len(left))
     hard = set(left[:k])
+    assert hard == {*np.flatnonzero(hard_set.hard(chosen, difficulty_N))}
     assert hard <= set(chosen.windows_K.tolist()) <= set(left)
     assert chosen.easy == len(chosen.windows_K) - k == min(round(easy * k), len(left) - k)
     assert (np.diff(chosen.windows_K) > 0).all() and chosen.windows_K.dtype == np.int64
     assert chosen.threshold == difficulty_N[left[k - 1]]  # the smallest let in
-    assert chosen.share == len(chosen.windows_K) / 211
-    by_line = hard_set.select(difficulty_N, threshold=chosen.threshold, **how)
+    assert chosen.share == len(chosen.windows_K) / np.isfinite(difficulty_N).sum()
+    assert chosen.rule == replace(rule, share=None, threshold=chosen.threshold)
+    by_line = hard_set.choose(difficulty_N, hard_set.Rule(chosen.threshold, **how), junk_N)
     assert set(by_line.windows_K.tolist()) == hard
 
 

@@ -1,5 +1,4 @@
-"""Training against plain torch on transformers' Llama, its order of windows, and going on after a
-stop."""
+"""Training against plain torch on transformers' Llama, and going on after a stop."""
 
 import contextlib
 import itertools
@@ -15,15 +14,11 @@ import torch.nn.functional as F
 
 from tdlib import checkpoint, data, lora, train
 from tdlib.model import Llama
-from tdlib.train import Recipe
-from tests.helpers import distance, full_disk, refused, same, tiny_model
+from tests.helpers import Stopped, distance, full_disk, quick, refused, same, stop_at, tiny_model
 from tests.helpers import weights_of as weights
-from tests.tdlib.test_model import twin
+from tests.tdlib.test_model import CASES, twin
 
 VOCAB, T = 61, 12
-STEPS = [(0.5, 2.0, False, 0, 2), (0.3, 2, True, 3, 3), (1.0, 2, True, 0, 1), (0, 1, False, 2, 4)]
-STOPS = [(signal.SIGUSR1, 2, 0.5), (signal.SIGUSR1, 7, 1.0), (signal.SIGTERM, 6, 0.5)]
-STOPS += [(signal.SIGINT, 4, 1.0)]
 
 
 def tiny(seed=0, **change) -> Llama:
@@ -45,12 +40,6 @@ def some_windows(count=12, mask=False, most=0) -> data.Windows:
     mask = (rng.random(len(ids)) < share).astype("u1") if mask else None
     weights = rng.integers(0, most + 1, len(ids)).astype("u1") if most else None
     return data.Windows(ids, T, mask, weights)
-
-
-def quick(**change) -> Recipe:
-    """Four windows a step; at 12 windows an epoch is three steps."""
-    options = dict(learning_rate=3e-3, epochs=4.0, batch_tokens=4 * T, micro_windows=2)
-    return Recipe(**options | dict(warmup_share=0.2, checkpoint_minutes=1e-9) | change)
 
 
 CE = dict(ce_weight=1.0)  # without a teacher
@@ -80,17 +69,9 @@ class Faulty:
         return self.model.hidden(ids_BT) * (self.factor if self.call in self.calls else 1)
 
 
-class Stopped(Exception):
-    pass
-
-
 def stopped_at(step, student, *given, **how) -> None:
-    def progress(now, steps, message):
-        if now == step:
-            raise Stopped
-
     with pytest.raises(Stopped):
-        fit(student, *given, progress=progress, **how)
+        fit(student, *given, progress=stop_at(step), **how)
 
 
 def by_hand(student, teacher, windows, recipe, steps, rates) -> tuple[list[dict], dict]:
@@ -134,11 +115,9 @@ def moved(found: dict, start: dict) -> dict:
     return {name: weight - start[name] for name, weight in found.items()}
 
 
-@pytest.mark.parametrize("ce_weight, temperature, mask, most, micro", STEPS)
-def test_steps_are_those_of_plain_torch_on_transformers_in_micro_batches_of_any_size(
-    ce_weight, temperature, mask, most, micro, monkeypatch
-):
-    """And the rows, each of two steps here, are their means over all tokens since the last row."""
+@pytest.mark.parametrize("ce_weight, temperature, mask, most, micro", CASES["steps"])
+def test_steps_are_those_of_plain_torch(ce_weight, temperature, mask, most, micro, monkeypatch):
+    """On transformers, in micro-batches of any size; rows are means since the last row."""
     monkeypatch.setattr(train, "LOGGED", 1)
     student, teacher, windows = tiny(kv_heads=1), wider(), some_windows(16, mask, most)
     start, rows = weights(student), np.array([0, 3, 4, 5, 7, 9, 10, 11, 12, 13, 14, 15])
@@ -183,9 +162,7 @@ def test_the_rate_warms_up_from_a_part_of_the_peak_and_falls_to_a_tenth():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_trunk_that_is_cooled_down_at_several_lengths_gives_each_lengths_own_bits(
-    optimizer, tmp_path
-):
+def test_a_trunk_cooled_down_at_several_lengths_gives_each_its_own_bits(optimizer, tmp_path):
     """Wherever a longer one begins: at the shorter one's trunk, or its own checkpoint."""
     shared = dict(schedule="wsd", cooldown_share=1 / 3, ce_weight=1.0, optimizer=optimizer)
     told = []
@@ -246,17 +223,15 @@ def test_an_epoch_is_every_window_once_in_an_order_that_the_seed_alone_decides()
         assert cut == each[0][:windows]
 
 
-@pytest.mark.parametrize("number, stop, ce_weight", STOPS)
-def test_a_stopped_run_goes_on_to_the_same_bits_and_the_same_log(
-    number, stop, ce_weight, tmp_path, capsys
-):
+@pytest.mark.parametrize("name, stop, ce_weight", CASES["stops"])
+def test_a_stopped_run_goes_on_to_the_same_bits(name, stop, ce_weight, tmp_path, capsys):
     """SIGTERM and Ctrl-C wait for the end of a step, then do what they would have done; any other
     end comes at once, when the step is not yet kept."""
 
     def raises(*_):
         raise Stopped
 
-    waits, told = number != signal.SIGUSR1, []
+    waits, told, number = name != "SIGUSR1", [], getattr(signal, name)
     recipe = quick(ce_weight=ce_weight, checkpoint_minutes=60 if waits else 1e-9)
     recipe = replace(recipe, optimizer="muon" if stop == 4 else "adamw")
     how = dict(evaluations=3, evaluate=lambda s: {"val/loss": s.head.norm().item()})
@@ -314,9 +289,7 @@ def test_a_checkpoint_of_another_recipe_or_windows_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("at", ["before epoch-2", "after epoch-2", "after state", "epoch-2 lost"])
-def test_at_an_epochs_end_its_weights_are_kept_for_good_wherever_it_is_killed(
-    at, tmp_path, monkeypatch
-):
+def test_an_epochs_weights_are_kept_for_good_wherever_it_is_killed(at, tmp_path, monkeypatch):
     """A file is lost where the disk was full for a moment."""
     save, recipe = checkpoint.save, quick(checkpoint_minutes=60.0, batch_tokens=5 * T, **CE)
     folder, seen = tmp_path / "killed", {}
@@ -414,18 +387,6 @@ def test_the_student_is_evaluated_before_evenly_between_and_after(evaluations, s
     assert seen[0] == tiny().head.norm().item() and seen[-1] == student.head.norm().item()
     fit(undisturbed)
     assert same(weights(student), weights(undisturbed))
-
-
-def test_activation_checkpointing_changes_memory_and_not_one_bit():
-    students, kept = (tiny(), tiny()), []
-    for student, on in zip(students, (False, True), strict=True):
-        fit(student, quick(activation_checkpointing=on))
-        sizes = []
-        hooks = (lambda x, to=sizes: to.append(x.numel()) or x, lambda x: x)
-        with torch.autograd.graph.saved_tensors_hooks(*hooks):
-            student.hidden(some_windows().batch(range(4))[0])
-        kept.append(sum(sizes))
-    assert same(*map(weights, students)) and kept[1] < kept[0] / 3
 
 
 def test_steps_without_a_target_do_not_make_the_next_ones_look_like_a_jump():

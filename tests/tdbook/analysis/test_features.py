@@ -1,5 +1,4 @@
-"""Junk put into clean text is found, and nothing else is; shares and cuts against counting by hand;
-sources by name; memory that does not grow with the windows."""
+"""Junk put into clean text is found, nothing else is; shares and cuts against counting by hand."""
 
 import re
 import tracemalloc
@@ -8,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tdbook.analysis import features
-from tdbook.corpus import token_files, tokenizer_files, writer
+from tdbook.corpus import token_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data
-from tests.helpers import refused, token_folder
+from tests.helpers import token_folder
+from tests.tdbook.export.test_release import hugging_face
 
 T = 64
 
@@ -146,16 +144,9 @@ def test_shares_and_length_are_those_of_the_text_where_pieces_cut_characters(tmp
     lines = [line for document in writer.write(60_000, 3) for line in document.lines]
     lines = [re.sub("[0-9a-zA-Z]+", "", line) for line in lines]
     lines[100:160] = ["the king went to the river and the sea"] * 60
-    made = tokenizers.Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    how = dict(vocab_size=300, special_tokens=["<eos>"], initial_alphabet=alphabet)
-    made.train_from_iterator(lines[:140], trainers.BpeTrainer(show_progress=False, **how))
-    made.save(str(tmp_path / "tokenizer.json"))
+    one = hugging_face(lines[:140], tmp_path, None, size=300)
     parts = {"train": lines[20:], "val": lines[:20]}
     documents = {name: [Document(tuple(part), "a")] for name, part in parts.items()}
-    one = tokenizer_files.open(tmp_path / "tokenizer.json")
     token_files.write_tokens(tmp_path / "t", documents, one, 2 * T)
     tokens = token_files.open_tokens(tmp_path / "t")
     found_N, english = look(tokens), 0
@@ -208,16 +199,6 @@ def test_documents_keep_their_places_and_get_the_sources_of_sources_tsv(tmp_path
         document_N, sources = token_files.origins(token_files.open_tokens(folder), "train")
         assert sources == ["a"] * 4 + ["b"] * 9  # document 3 begins at 1,500
         assert document_N.tolist() == [(i * T + T // 2) // 500 for i in range(100)]
-
-
-WRONG = {"0 a\n": "no row", "0\ta\n100\t\n": "start, name", "5\ta\n": "begins at 5", "": "no row"}
-WRONG |= {"0\ta\n200\tb\n100\tc\n": "after 200", "0\ta\n6401\tb\n": "before 6,401"}
-
-
-@pytest.mark.parametrize("lines", WRONG)
-def test_a_wrong_sources_tsv_is_said_in_one_line(tmp_path, lines):
-    with refused("sources.tsv", WRONG[lines]):
-        named(tmp_path, lines)
 
 
 def test_memory_does_not_grow_with_the_windows(tokenizer, tmp_path, monkeypatch):

@@ -1,5 +1,4 @@
-"""Roles come from parameters, never from names; effects pair the seeds of what they compare, and
-04's verdict says what losses of a known truth hold."""
+"""Roles come from parameters, effects pair seeds, and verdicts say what known losses hold."""
 
 import itertools
 from dataclasses import replace
@@ -13,7 +12,6 @@ from tdbook.analysis.verdict import ROLES, ROWS, Trial
 from tdbook.book import comparison, evidence
 from tests.tdbook.analysis.test_judge import CASES
 
-T1 = ("distilled_t1", "effect"), ("distilled_t1", "cost")
 D, N = 60, 1200  # documents, windows of the text that judges
 DOCUMENT_N = np.arange(N) // (N // D)
 NOISE_N = np.random.default_rng(0).normal(0, 0.5, N)  # of the text: no difference holds it
@@ -44,7 +42,6 @@ CORE = [TEACHER, distilled("50m"), distilled("pick", 2), SCRATCH]
 HARD, RANDOM = replayed("hard"), replayed("random", windows="random")
 LARGE = distilled("big", shape="student-120m-small")
 LONG = distilled("long", tokens=1400, epochs=2.8)
-RIVAL = distilled("x1", tokens=1400, shape="student-55m")
 
 
 def models(records: list[dict], points: dict | None = None) -> dict[str, verdict.Model]:
@@ -66,27 +63,15 @@ def of(records: list[dict], means: dict, points: dict | None = None, **more) -> 
 
 
 def test_students_are_found_by_parameters_not_by_names():
-    large = dict(shape="student-120m-small")
-    records = [
-        *(*CORE, PROGRESSIVE, distilled("x3", **large), distilled("120m", **large, ce_weight=1.0)),
-        *(distilled("cold", **large, temperature=1.0), distilled("cut", **large, init="teacher")),
-        distilled("longer-a", tokens=2000, ce_weight=1.0, distinct_tokens=1000),
-        distilled("longer-b", tokens=2000, ce_weight=1.0),
-        *(
-            distilled(f"x{5000 - n}", tokens=n, token_limit=n) for n in (2500, 2000)
-        ),  # the next longer
-        *(RIVAL, distilled("55m", shape="student-55m"), distilled("x2", shape="student-80m-tiny")),
-        distilled("a-seed", 3, shape="student-80m-tiny"),  # the base's seed goes before it
-        distilled("75m-long", tokens=3000, shape="student-75m-small"),
-        *(distilled("cold-50m", temperature=1.0), distilled("colder", 1, 1000, temperature=0.5)),
-        *(distilled(f"warm-{n}", tokens=n, init="teacher", ce_weight=1.0) for n in (1000, 1500)),
-    ]
+    others = (distilled(name, **changed) for name, changed in CASES["students"].items())
+    records = [*CORE, PROGRESSIVE, *others]
     names = [name for record in records for name in record["models"]]
     wanted = CASES["roles"]
-    t = of(records, dict.fromkeys([*names, "a"], 1.0), {"a": RIVAL})  # own ones go before
+    rival = {"a": distilled("x1", tokens=1400, shape="student-55m")}
+    t = of(records, dict.fromkeys([*names, "a"], 1.0), rival)  # own ones go before
     assert {role: t.role(role)[0].name for role in wanted} == wanted
     assert [m.name for m in t.role("student-80m")] == ["x2", "a-seed"]
-    t = of(CORE, dict.fromkeys([*names[:4], "a"], 1.0), {"a": RIVAL})
+    t = of(CORE, dict.fromkeys([*names[:4], "a"], 1.0), rival)
     assert [role for role in ROLES if t.role(role)] == CASES["few"]
     for words in ("direct − distilled", "its base − student-80m"):
         assert t.effect(words).seeds == 0 and t.effect(words).verdict[1] == "not run"
@@ -99,48 +84,14 @@ def test_students_are_found_by_parameters_not_by_names():
     assert {role: [m.name for m in t.role(role)] for role in CASES["begun"]} == CASES["begun"]
 
 
-def test_each_length_of_one_training_is_a_model_as_if_trained_alone():
-    """Of a warm-up–stable–decay training with three cooldowns, and two seeds."""
-
-    def trunk(name: str, seed: int) -> dict:
-        more = dict(schedule="wsd", cooldowns="1000 2000 4000", token_limit=4000)
-        record = distilled(name, seed, **more)
-        lengths = {f"{name}-{n}": n for n in (1000, 2000, 4000)}
-        logs = {f"log of {length}": [{"tokens": n}] for length, n in lengths.items()}
-        return record | dict(models={length: {} for length in lengths}, remembered=logs)
-
-    records = [TEACHER, SCRATCH, trunk("a", 1), trunk("b", 3), trunk("pick", 2)]
-    arms = itertools.product((("h", 1000), ("r", 2000)), ((1, "a"), (3, "b")))
-    points = {f"{arm}{s}": replayed("x", s, base=f"{run}-{n}") for (arm, n), (s, run) in arms}
-    names = ["teacher", "scratch", *points]
-    names += [f"{run}-{n}" for run in ("a", "b", "pick") for n in (1000, 2000, 4000)]
-    means = dict.fromkeys(names, 1.0) | {"h1": 0.9, "h3": 0.7, "a-2000": 0.5, "b-2000": 0.5}
-    t = of(records, means, points, base="a-1000", picked_by="pick-1000")
-    assert [m.name for m in t.role("its base")] == ["a-1000", "b-1000"]
-    assert [m.name for m in t.role("the longer training")] == ["a-2000", "b-2000"]
-    assert not replace(t, base="a-4000").role("the longer training")
-    for base, name in (("a-1000", "h"), ("b-1000", "h"), ("a-2000", "r")):
-        arm = t.arms(t.models[base], windows="hard", learning_rate=1e-3)  # bases have other names
-        assert [m.name for m in arm] == [f"{name}1", f"{name}3"]
-        assert not t.arms(t.models[base], windows="random")
-    one = replace(t, development=means).preferred(t.arms(t.models["a-1000"]))
-    share = t.compare("a share", t.role("its base"), one, t.role("the longer training"))
-    assert share.interval.value == pytest.approx((0.1 + 0.3) / (0.5 + 0.5)) and share.seeds == 2
-
-
 def test_every_arm_is_at_the_rate_that_development_prefers_with_the_seed_that_chooses():
     """Adapters on hard windows at three rates, and others that are no candidates; all of these are
     better on development than the one that is. The seed that chooses is in no comparison."""
     weights = dict(trains="weights", windows="all")
     records = [*CORE, HARD, distilled("third", 3), replayed("on", weight_decay=0.1, **weights)]
-    points = {f"lr{rate:g}": replayed("hard", learning_rate=rate) for rate in (5e-4, 2e-3)}
-    points |= {"rank": replayed("hard", rank=8), "four-bits": replayed("hard", rounding="q4_0")}
-    points |= {"random": RANDOM | {"models": {"hard": {}}}, "text": replayed("hard", ce_weight=0.5)}
+    points = {name: replayed("hard", **changed) for name, changed in CASES["arms"].items()}
     points |= {"on2": replayed("on", ce_weight=0.1, **weights)}
-    points |= {"s3": replayed("hard", 3, base="third", learning_rate=2e-3)}
-    dev = {"teacher": 1, "50m": 6, "pick": 6, "scratch": 7, "third": 6, "hard-merged": 5.3}
-    dev |= {"lr0.0005": 5.4, "lr0.002": 5.1, "rank": 4.0, "four-bits": 1.0, "random": 4.2}
-    dev |= {"text": 4.3, "on": 4.6, "on2": 4.5, "s3": 3.0}
+    dev = CASES["arms on development"]
     # on the text that judges the order is another
     means = dev | {"hard-merged": 3.0, "lr0.002": 5.9, "on": 1.0, "s3": 5.7}
     t = of(records, means, points, development=dev)
@@ -168,12 +119,8 @@ def test_every_arm_is_at_the_rate_that_development_prefers_with_the_seed_that_ch
 
 
 def test_the_best_loss_is_of_the_plans_temperatures_or_weight_against_all_others():
-    points = {"t4": distilled("50m", temperature=4.0), "t1": distilled("50m", temperature=1.0)}
-    points |= {"low": distilled("50m", ce_weight=0.1, cached_draws=12)}
-    points |= {"cut": distilled("50m", init="teacher"), "long": distilled("50m", epochs=4.0)}
-    points |= {"fast": distilled("50m", temperature=4.0, learning_rate=4e-3)}
-    dev = dict.fromkeys(("teacher", "pick", "cut", "long"), 0.0)
-    dev |= {"50m": 6.0, "scratch": 7.0, "t4": 5.9, "t1": 6.2, "low": 5.95, "fast": 5.8}
+    points = {name: distilled("50m", **changed) for name, changed in CASES["losses tried"].items()}
+    dev = CASES["losses on development"]
     means = dict.fromkeys(dev, 1.0) | {"fast": 1.2, "50m": 0.5, "low": 1.5, "t1": 0.1}
     t = of(CORE, means, points, development=dev)
     found = {key: t.judged(key).effects[0] for key in ("temperature", "ce_weight")}
@@ -207,10 +154,8 @@ def test_seeds_are_paired_by_the_bases_and_a_share_of_the_gap_has_three():
     gap = t.judged("gap")
     share = (0.06 + 0.12 + 0.18) / (0.2 + 0.23 + 0.26)
     assert gap.effects[0].interval.value == pytest.approx(share)
-    assert (
-        gap.effects[0].what
-        == "share of the gap from its base to student-120m that adapter on hard closes"
-    )
+    what = "share of the gap from its base to student-120m that adapter on hard closes"
+    assert gap.effects[0].what == what
     assert gap.result == verdict.UNDECIDED and gap.effects[0].least == 0.5
     adapter = t.judged("adapter")  # 0.12 ± much, but two seeds of random windows
     assert "adapter on hard − adapter on random: 2 seeds" in adapter.why
@@ -241,12 +186,10 @@ def test_04_says_that_one_seed_decides_nothing_and_what_was_not_run(whole):
     )
     lag, missing = comparison.limits(whole, verdicts)
     assert lag.endswith("nats behind its teacher: a lag to win back.") and "+0.600 [" in lag
-    missing = missing.removeprefix("Not run, so not compared: ").removesuffix(".").split("; ")
-    asked = [row.get("also", ()) for row in map(ROWS.get, comparison.JUDGED)]
-    rest = [*itertools.chain(*asked)]
-    rest.remove("best distilled − best scratch")  # is the claim, where no rate was chosen
-    rest += [ROWS[key][kind] for key, kind in (("distilled", "cost"), *T1)]
-    assert sorted(missing) == sorted(rest)
+    assert missing.startswith("Not run, so not compared: ")
+    asked = ROWS["distilled"]["cost"], ROWS["distilled_t1"]["effect"], ROWS["distilled_t1"]["cost"]
+    assert all(words in missing for words in asked)
+    assert "best distilled − best scratch" not in missing  # is the claim, where no rate was chosen
     some = of(CORE, {"teacher": 0, "50m": 0.6, "pick": 0.6, "scratch": 0.8})
     verdicts = [some.judged(key) for key in comparison.JUDGED]
     assert "no adapter on the hard set was trained" in comparison.headline(some, verdicts)
@@ -279,33 +222,34 @@ def test_a_picker_that_is_judged_and_a_teacher_that_is_hardly_better_are_said_fi
 
 
 def test_each_way_to_go_on_is_told_by_how_much_the_base_has_learnt():
-    """A base of 1 and of 2 million tokens, five seeds, rivals of three: an adapter on hard windows
-    closes a tenth of the gap, then nothing; the seed that chooses knows another rate to be best."""
-    begun, means, records = dict(schedule="wsd", init="teacher", temperature=1.0), {}, [*CORE]
+    """Each length of a training is a model as if trained alone: at a million tokens an adapter on
+    hard windows closes a tenth of the gap, at two nothing. Five seeds, rivals of three."""
+    begun, records = dict(schedule="wsd", init="teacher", temperature=1.0), [*CORE]
+    begun |= dict(cooldowns="1M 2M")
     means = {name: 5.0 for record in CORE for name in record["models"]}
 
-    def add(record: dict, name: str, mean: float, tokens: int) -> None:
-        record["remembered"] = {f"log of {name}": [{"tokens": tokens}]}
-        records.append(record)
-        means[name + "-merged" * (record["notebook"] == "03_lora")] = mean
+    def trunk(record: dict, name: str, less: float) -> None:
+        logs = {f"log of {name}-{x}": [{"tokens": x * 1_000_000}] for x in (1, 2)}
+        found = {f"{name}-{x}": 4.5 - 0.2 * x + 0.01 * seed - less for x in (1, 2)}
+        records.append(record | dict(models={x: {} for x in found}, remembered=logs))
+        means.update(found)
 
-    for seed, million in itertools.product((1, 2, 3, 4, 5, 6), (1, 2)):
-        base, tokens = f"w{seed}-{million}", million * 1_000_000
-        level = 4.5 - 0.2 * million + 0.01 * seed
-        add(distilled(base, seed, **begun), base, level, tokens)
+    for seed in (1, 2, 3, 4, 5, 6):
+        trunk(distilled(f"w{seed}", seed, **begun), f"w{seed}", 0)
         if seed in (1, 3, 4):
-            large = f"big{seed}-{million}"
-            add(distilled(large, seed, shape="student-120m", **begun), large, level - 0.4, tokens)
-        for windows, rate in itertools.product(("hard", "random"), (1e-3, 1e-2)):
-            name = f"{windows}{seed}-{million}-{rate:g}"
+            trunk(distilled(f"big{seed}", seed, shape="student-120m", **begun), f"big{seed}", 0.4)
+        for million, windows, rate in itertools.product((1, 2), ("hard", "random"), (1e-3, 1e-2)):
+            name, base = f"{windows}{seed}-{million}-{rate:g}", f"w{seed}-{million}"
             gain = {"hard": 0.04, "random": 0.02}[windows] * (million == 1) * (rate < 5e-3)
-            arm = replayed(name, seed, base=base, windows=windows, learning_rate=rate)
-            add(arm, name, level - gain, 300)
+            records.append(replayed(name, seed, base=base, windows=windows, learning_rate=rate))
+            means[f"{name}-merged"] = means[base] - gain
     development = {name: mean if "-0.001" in name else 9 for name, mean in means.items()}
     t = of(records, means, base="w1-2", picked_by="w2-2", development=development)
     table, shares = evidence.maturity(t)
     rows = {(row["base"][0], row["way"]): row for row in table.to_dict("records")}
-    assert len(rows) == 10 and rows["1", "weights on hard"]["share of the gap, %"] == "not run"
+    assert len(rows) == 10
+    for length, way in (("1", "weights on hard"), ("2", "the longer training")):
+        assert rows[length, way]["share of the gap, %"] == "not run"
     wanted = {("1", "adapter on hard"): (-0.04, 10), ("1", "adapter on random"): (-0.02, 5)}
     wanted |= {("2", "adapter on hard"): (0, 0), ("1", "the longer training"): (-0.2, 50)}
     for (length, way), (gain, share) in wanted.items():

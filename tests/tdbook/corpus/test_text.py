@@ -1,8 +1,6 @@
 """Text in: every kind of file gives the same documents, and near-duplicates share a side."""
 
-import bz2
 import functools
-import gzip
 import json
 import lzma
 import os
@@ -13,7 +11,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
 from scipy.sparse.csgraph import connected_components
 
 from tdbook.book import students
@@ -21,10 +18,11 @@ from tdbook.corpus import prepare, text, token_files, writer
 from tdbook.corpus.text import Document
 from tdbook.runs import hashes, parameters, running
 from tdbook.runs.running import start
-from tests.helpers import refused
+from tests import spoil
+from tests.helpers import cases, refused
+from tests.spoil import write as put
 
-ZST = zstandard.ZstdCompressor().compress
-PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": ZST}
+PACK = {"": bytes, ".xz": lzma.compress} | spoil.PACK
 A, B, C = "అమ్మ ఇంట్లో ఉంది.", "నాన్న ఊరికి వెళ్ళాడు.", "వాన కురుస్తోంది."
 
 
@@ -49,13 +47,6 @@ def in_kind(documents: list[Document], kind: str) -> bytes:
     return "\n\n".join(texts).encode()
 
 
-def put(folder: Path, files: dict[str, str | bytes]) -> Path:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    return folder
-
-
 def lines_of(folder: Path, account: text.Account | None = None) -> list[str]:
     return [line for d in text.read([folder], account) for line in d.lines]
 
@@ -72,8 +63,9 @@ def test_every_kind_and_every_packing_gives_the_same_documents(real, tmp_path, k
 def test_only_bom_line_ends_trailing_blanks_and_empty_lines_are_lost(tmp_path):
     inner = "  క\u200cష  é e\u0301\u2028ట"  # leading blanks, joiners, both é, a line separator
     content = json.dumps({"text": f"{inner} \t\r\n\n{B}"}, ensure_ascii=False)
+    two = PACK[".zst"](f"{A}\n\n".encode()) * 2
     put(tmp_path, {"a.txt": f"\ufeff{inner} \t\r\n{B}\r\n \t\r\n\r\n{C}"})
-    put(tmp_path, {"b.jsonl": f"\ufeff{content}\n\n", "c.txt.zst": ZST(f"{A}\n\n".encode()) * 2})
+    put(tmp_path, {"b.jsonl": f"\ufeff{content}\n\n", "c.txt.zst": two})
     assert text.read([tmp_path / "a.txt"]) == [Document((inner, B), "a"), Document((C,), "a")]
     assert text.read([str(tmp_path / "b.jsonl")]) == [Document((inner, B), "b")]
     assert lines_of(tmp_path / "c.txt.zst") == [A, A]  # of both frames
@@ -90,7 +82,7 @@ def test_the_text_column_of_a_parquet_may_be_of_any_string_type(tmp_path):
 
 def test_a_folder_gives_its_texts_in_order_and_the_account_names_what_it_leaves(tmp_path):
     rows = "".join(json.dumps({"text": t}) + "\n" for t in (B, None, " \n"))
-    put(tmp_path, {"2/b.txt": C, "1/b.jsonl.gz": gzip.compress(rows.encode()), "1/a.v2.TXT": A})
+    put(tmp_path, {"2/b.txt": C, "1/b.jsonl.gz": PACK[".gz"](rows.encode()), "1/a.v2.TXT": A})
     put(tmp_path, {"README.md": A * 3, ".d.txt": A, ".tool/notes": A})  # hidden texts are told, too
     os.mkfifo(tmp_path / "e.txt")
     account = text.Account()
@@ -144,19 +136,14 @@ def test_the_account_of_a_text_is_in_the_summary_and_in_the_record(tmp_path, mon
     assert f"{kept['characters']:,} of {kept['there']:,} characters; 1 files not" in summary
     assert missing == kept["missing"] != "" and missing.count("b.rst") == 0
     this.detach()
-    notebook = (parameters.ROOT / "notebooks/00_teacher.ipynb").read_text("utf-8")
-    assert "bits per byte.{missing}" in notebook
 
 
 def test_blank_lines_end_documents_and_a_hint_tells_where_they_may_not(tmp_path):
     lines = [f"మాట{i} {A}" for i in range(60)]
-    shapes = {("\n", "\n\n"): (12, []), ("\n", "\n\n\n"): (12, []), ("\r", "\r\r"): (12, [])}
-    shapes |= {(" \u2028", "\u0085 "): (1, []), ("\n\n", "\n\n"): (60, [text.APART])}
-    # paragraphs with larger gaps between documents, one of them with CR CR LF; wrapped ones
-    shapes |= dict.fromkeys([("\n\n", "\n\n\n"), ("\r\r\n", "\r\r\n\r\r\n")], (12, [text.JOINED]))
-    for (between, apart), (count, told) in shapes.items():
+    for between, apart, count, *told in cases(__file__)["blank lines"]:
         works, account = [between.join(lines[i : i + 5]) for i in range(0, 60, 5)], text.Account()
         documents = text.read([put(tmp_path, {"a.txt": apart.join(works)})], account)
+        told = [getattr(text, name) for name in told]
         assert len(documents) == account.documents == count and [*account.told] == told
         read = [line for d in documents for line in d.lines]
         assert [x.strip() for line in read for x in re.split("[\u2028\x85]", line)] == lines

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from tdbook.__main__ import main
+from tdbook.analysis.intervals import change
 from tdbook.book import common, comparison
 from tdbook.corpus import token_files, tokenizer_files
 from tdbook.corpus.tokenizer import TELUGU
@@ -31,7 +32,7 @@ from tdbook.export import gguf_file, inference, llama_cpp, model_tokenizer, ship
 from tdbook.export.decoder import Decoder
 from tdbook.export.gguf_file import to_gguf
 from tdbook.runs.units import q4_0_bytes
-from tdlib import data, hard_set, teacher
+from tdlib import data, evaluate, teacher
 from tdlib.files import MARK
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tests import upstream
@@ -40,7 +41,6 @@ from tests.tdbook.export.test_release import CASES, hugging_face, trained
 from tests.tdlib.test_evaluate import dense
 
 SHAPE = dict(layers=2, heads=4, dim=64, mlp_dim=96, context=48)
-UP = "layers.1.mlp.up_proj.weight"
 
 
 def saved(folder: Path, tokenizer: Path, vocab_size: int, scale=5.0, **change) -> Llama:
@@ -66,7 +66,7 @@ def one_trial_a_vocabulary():
 
 @pytest.fixture(scope="module")
 def made(tokenizer, tmp_path_factory) -> tuple[Path, Llama]:
-    folder = tmp_path_factory.mktemp("models") / "50m"
+    folder = tmp_path_factory.mktemp("made") / "models/50m"
     return folder, saved(folder, tokenizer.path, tokenizer.size)
 
 
@@ -154,17 +154,11 @@ def test_what_has_no_whole_blocks_is_kept_as_llama_cpp_keeps_it(name, tokenizer,
 def test_what_makes_no_file_is_refused_by_name_and_leaves_none(made, tokenizer, tmp_path):
     model, words = Llama.load(made[0]).requires_grad_(False), {"tokenizer.model": tokenizer.path}
     for name, value in (("large", 1e5), ("nan", torch.nan)):
-        model.get_parameter(UP)[3, 4] = value
+        model.layers[1].mlp.up_proj.weight[3, 4] = value
         model.save(tmp_path / name, words)
     model.save(tmp_path / "bare")
     saved(tmp_path / "less", tokenizer.path, tokenizer.size - 1)
-    for name, quantization, match in (
-        ("large", "F16", rf"{UP} holds 1"),
-        ("nan", "Q4_0", rf"{UP} holds nan"),
-        ("nan", "q4", "'q4' is unknown: give one of F16, Q8_0, Q4_0"),
-        ("bare", "F16", "bare holds no tokenizer"),
-        ("less", "Q8_0", "has 700 pieces, the embedding 699 rows"),
-    ):
+    for name, quantization, match in CASES["makes no file"]:
         with pytest.raises((ValueError, FileNotFoundError), match=match):
             to_gguf(tmp_path / name, tmp_path / "x.gguf", quantization)
     assert not [*tmp_path.glob("*gguf*")] and not [*tmp_path.glob(".*")]
@@ -438,9 +432,7 @@ def test_drafts_change_no_text_and_another_vocabulary_drafts_nothing(files, toke
         inference._speculative(files["Q4_0"], tmp_path / "less.gguf", *given)
 
 
-def test_costs_are_those_of_dense_float64_and_paired_over_documents(
-    made, files, tokenizer, tmp_path
-):
+def test_costs_are_those_of_dense_float64_over_documents(made, files, tokenizer, tmp_path):
     """Of the files by their dequantized weights: llama.cpp rounds activations too, to 8 bits, so
     the two are near and not equal. The last is of a model that is surer of itself, so that
     KL(model ‖ file) is not the other way's."""
@@ -468,17 +460,13 @@ def test_costs_are_those_of_dense_float64_and_paired_over_documents(
         values_W4 = np.array(values)
         own_W4 = values_W4 if own_W4 is None else own_W4
         kls.append(values_W4[:, 1].mean())
-        # documents of two windows each: 0 and 6, 20 and 26, 32 and 39
-        apart_D4 = (values_W4 - own_W4).reshape(3, 2, 4).mean(1)
-        middle_4 = apart_D4.mean(0)
-        half_4 = 4.30265 * apart_D4.std(0, ddof=1) / 3**0.5  # Student's t, 2 degrees of freedom
-        ends = middle_4 - half_4, middle_4 + half_4
         exact = row["format"].startswith("PyTorch")
         for k, metric in enumerate(inference.FORMS):
             near = partial(pytest.approx, abs=2e-6 if exact else 0.04)
             assert row[metric] == near(values_W4[:, k].mean()), (row["format"], metric)
-            if exact:
-                assert row["changes"][metric] == near((middle_4[k], ends[0][k], ends[1][k])), metric
+            if exact:  # documents of two windows each: 0 and 6, 20 and 26, 32 and 39
+                wanted = change(values_W4[:, k], own_W4[:, k], np.arange(6) // 2)
+                assert row["changes"][metric] == near(wanted), metric
     assert [row["kl"] for row in given[3:]] == pytest.approx(kls[3:], 0.1) and given[0]["kl"] == 0
     assert given[2]["kl"] < 0.1 * given[3]["kl"]
     for other in (None, tiny_model(3, 97, 48)):  # no teacher, and one of another vocabulary
@@ -486,22 +474,16 @@ def test_costs_are_those_of_dense_float64_and_paired_over_documents(
         assert np.isnan(found["acceptance"]) and inference.in_words(found)["acceptance"] == "–"
 
 
-def test_what_four_bits_cost_a_model_is_0_where_it_is_its_own_q4_0(made, tmp_path):
-    """04's; of another model the loss with the weights of the file, minus its own."""
+def test_what_four_bits_cost_a_model_is_the_loss_with_the_weights_of_the_file(made, tmp_path):
+    """04's, minus its own."""
     ids = np.random.default_rng(0).integers(0, 700, 48 * 40)
     tokens = data.Tokens(tmp_path, {}, *[data.Windows(ids, 48)] * 2)
     rounded = gguf_file.rounded(made[1], inference.mean_squares(made[1], tokens.train))
-    rows, losses = np.arange(len(tokens.val)), {}
-    for name, net in {"float": made[1], "own": rounded}.items():
-        net.save(tmp_path / "models" / name)
-        losses[name] = hard_set.window_loss(net, tokens.val, rows, "cpu")
-    this = SimpleNamespace(device="cpu")
-    this.folder = SimpleNamespace(place=lambda name: (tmp_path, name))
-    found = comparison.rounding(this, losses | {"adapter": losses["own"]}, tokens)
-    assert found.keys() == losses.keys() and found["own"] == (0, 0, 0)
-    change = float((losses["own"] - losses["float"]).astype(float).mean())
-    assert found["float"].value == pytest.approx(change, abs=1e-6) and abs(change) > 1e-4
-    assert found["float"].low < change < found["float"].high
+    own, coarse = (evaluate.evaluate(net, tokens.val).window_loss_N for net in (made[1], rounded))
+    folder = SimpleNamespace(place=lambda name: (made[0].parents[1], name))
+    this = SimpleNamespace(device="cpu", folder=folder)
+    found = comparison.rounding(this, {"50m": own, "adapter": own}, tokens)
+    assert found == {"50m": pytest.approx(change(coarse, own, np.arange(39) // 16), abs=1e-5)}
 
 
 def test_a_model_folder_becomes_a_folder_to_ship(made, files, tmp_path, capsys):

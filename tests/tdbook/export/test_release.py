@@ -24,9 +24,7 @@ from tests.helpers import cases, tiny_model, trained_sentencepiece
 
 CASES = cases(__file__)
 CONTEXT = 24
-EDGES = ["", " ", "   ", "  రెండు  ఖాళీలు  ", "\tట్యాబ్\t", "👍🏽 😀", "Telugu (te) ABC", "2024లో 3.5%"]
-EDGES += ["క్\u200dష", "రాష్\u200cట్రం", "<eos>", "ఒక <eos> లో", "<pad><unk><bos>", "<0xE0>"]
-EDGES += ["é e\u0301 ﬁ ½ Ａ", "\x00\u00a0\ufeff"]
+EDGES = CASES["edges"]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +83,7 @@ def test_another_sentencepiece_model_keeps_its_ids_or_is_left_to_its_package(nam
     assert theirs.eos_token_id == ours.eos
 
 
-def hugging_face(lines, folder: Path, config, over_bytes=True, regex=True) -> Tokenizer:
+def hugging_face(lines, folder: Path, config, over_bytes=True, regex=True, size=800) -> Tokenizer:
     """Over bytes, as GPT-2's and Llama 3's; or with "▁" in place of each space and nowhere else."""
     folder.mkdir(exist_ok=True)
     made = tokenizers.Tokenizer(models.BPE(unk_token="<|endoftext|>"))
@@ -96,7 +94,7 @@ def hugging_face(lines, folder: Path, config, over_bytes=True, regex=True) -> To
         made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
         made.decoder, alphabet = decoders.Metaspace(prepend_scheme="never"), []
     options = dict(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
-    trainer = trainers.BpeTrainer(vocab_size=800, show_progress=False, **options)
+    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, **options)
     made.train_from_iterator(lines, trainer)
     made.save(str(folder / "tokenizer.json"))
     if config is not None:

@@ -15,6 +15,7 @@ from bs4 import BeautifulSoup
 from tdbook.runs import hashes, heartbeat
 from tdbook.workflow import run_pages
 from tdlib import files
+from tests.helpers import fonts_of
 from tests.small_book import DEAD
 
 PLACE = Path(__file__).with_name("page")  # of one of everything that a run leaves behind
@@ -200,13 +201,8 @@ def test_telugu_and_the_bar_between_pieces_are_drawn_with_the_font_inside(browse
     tab = browser.new_page()
     tab.goto((every_state / "01_distill-50m.html").as_uri())
     tab.evaluate("document.fonts.ready.then(() => 0)")
-    session = tab.context.new_cdp_session(tab)
-    session.send("DOM.enable")
-    session.send("CSS.enable")
-    root = session.send("DOM.getDocument")["root"]["nodeId"]
-    last = {"nodeId": root, "selector": "main .text_cell:first-child p:last-child"}
-    fonts = session.send("CSS.getPlatformFontsForNode", session.send("DOM.querySelector", last))
-    assert all(font["isCustomFont"] for font in fonts["fonts"])
+    fonts = fonts_of(tab, "main .text_cell:first-child p:last-child")
+    assert all(font["isCustomFont"] for font in fonts)
     # a conjunct is one glyph cluster: shaped, the text takes fewer glyphs than it has characters
-    assert 0 < sum(font["glyphCount"] for font in fonts["fonts"]) < len(TELUGU)
+    assert 0 < sum(font["glyphCount"] for font in fonts) < len(TELUGU)
     tab.close()

@@ -12,6 +12,7 @@ from tdlib.shapes import SHAPES, LlamaConfig
 from tests.helpers import cases
 
 CASES = cases(__file__, "test_tables.yaml")
+QUALITY = CASES.pop("quality, by hand")
 
 
 def quality(loss_N: dict, document_N: np.ndarray) -> dict[str, list]:
@@ -31,24 +32,8 @@ def test_the_quality_table_has_paired_intervals_gap_closed_and_the_plan_apart():
     losses = {name: loss + shift_N for name, loss in losses.items()}
     losses["mine"] = 2.4 + 2 * shift_N  # alone, its difference to the base moves
     table = quality(losses, document_N)
-    half = 1.98422 * shift_N.std(ddof=1) / 10  # Student's t, 99 degrees of freedom
-    assert table["against 50m"] == [
-        "−0.500 [−0.500, −0.500]",
-        "baseline",
-        "+0.500 [+0.500, +0.500]",
-        f"−0.100 [−{0.1 + half:.3f}, −{0.1 - half:.3f}]",
-    ]
-    assert table["as Q4_0"] == [*"–––", "2.412 (+0.0123 [+0.0100, +0.0151])"]
-    closed = ["+1.00 [+1.00, +1.00]", "+0.50 [+0.50, +0.50]", "+0.00 [+0.00, +0.00]"]
-    assert table["gap closed"][:3] == closed
-    assert table["gap closed"][3].startswith("+0.60 [+0.5")
-    assert table["quality"] == ["100.0%", "80.0%", "66.7%", "83.3%"]  # teacher / student
-    # 2.58 / 3.3 = 78.2 %, 2.58 / 3.0 = 86.0 %; 2.58 / 3.8 = 67.9 %, 2.58 / 3.5 = 73.7 %
-    assert table["plan: loss"] == ["2.58", "3.00–3.30", "3.50–3.80", "–"]
-    assert table["plan's loss, our formula"] == ["100.0", "78.2–86.0", "67.9–73.7", "–"]
-    assert table["plan: quality %"] == ["100", "75–80", "60–65", "–"]
-    row = [table[name][1] for name in ("parameters", "loss", "perplexity", "KL to teacher")]
-    assert row == ["52,200,000", "2.500", "12.2", "0.123"]
+    own = table["gap closed"].pop()
+    assert {name: table[name] for name in QUALITY} == QUALITY and own.startswith("+0.60 [+0.5")
     noise = np.random.default_rng(0).normal(0, 0.1, (3, 100))  # scratch is as good as the teacher
     losses = dict(zip(("teacher", "50m", "50m-scratch"), 3 + noise, strict=True))
     assert quality(losses, document_N)["gap closed"] == ["undefined"] * 3

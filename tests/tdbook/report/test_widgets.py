@@ -241,9 +241,8 @@ def test_a_page_shows_in_a_browser_what_was_counted(tab, browser):
     assert now["left"] - now["line"] == round(0.2 * len(clean))  # still a fifth, of fewer
 
 
-def test_a_sentence_shows_every_place_that_rounding_changes_with_both_probabilities(
-    tokenizer, lines, tmp_path
-):
+def test_a_sentence_shows_every_place_that_rounding_changes(tokenizer, lines, tmp_path):
+    """With both probabilities."""
     model = tiny_model(vocab=tokenizer.size, context=48, dim=64, mlp_dim=96).requires_grad_(False)
     model.save(tmp_path, {tokenizer.path.name: tokenizer.path})
     to_gguf(tmp_path, path := tmp_path / "x.gguf", "Q4_0")

@@ -61,7 +61,6 @@ REFUSED = {
     "teacher/optimizer.pt": (f"teacher {NOT_OURS}: move", lambda at: made(at / "teacher", w="new")),
     "hard_set.json/x": ("is a folder, a", lambda at: files.write_whole(at / "hard_set.json", "{}")),
     "index.html": ("no run is there", run_pages.index),
-    "rows.bin": ("the book did not", lambda at: cache.Cache(at, NET, WINDOWS, temperature=1.0)),
     "workers/x": (f"workers {NOT_OURS}", lambda at: FIT(folder=at)),
     "t.model": (f"t.model {NOT_OURS}", lambda at: tokenizer_files.train("a", 300, at / "t.model")),
 }
@@ -237,23 +236,6 @@ def test_an_export_never_takes_its_models_place(model, tmp_path, monkeypatch, ca
     assert main(["export", "MODEL=link/50m", "OUT=models/"]) == 1
     assert "is, or holds, the model itself" in capsys.readouterr().out
     assert content(model) == before
-
-
-def test_an_export_replaces_its_own_and_no_other(model, tmp_path, monkeypatch):
-    same = {"likeliest": 1.0, "mean": 0.0, "largest": 0.0}
-    monkeypatch.setattr(shipping, "check", lambda *_: same)
-    monkeypatch.setattr(shipping, "other_weight", lambda *_: "")
-    monkeypatch.setattr(gguf_file, "write", lambda model, path, kind, _: path.write_text(kind))
-    monkeypatch.setattr(shipping, "_card", lambda *_: "TODO: licence")
-    out = mine(tmp_path / "ship/50m/README.md").parent
-    refused(out, f"50m {NOT_OURS}", shipping.ship, model, out)
-    shutil.rmtree(out)
-    shipping.ship(model, out)
-    mine(out / "LICENSE")
-    shipping.ship(model, out)
-    mine(out / "README.md", "MIT")  # the owner has filled in the card
-    refused(out, r"README.md in \S+50m was not made by the book, or", shipping.ship, model, out)
-    assert content(out)["LICENSE"] == MINE
 
 
 @pytest.mark.parametrize("name", ["x.gguf", "model.safetensors", "notes.txt"])

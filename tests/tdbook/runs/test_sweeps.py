@@ -54,18 +54,21 @@ def test_points_are_combinations_and_single_ones_with_each_seed_and_go_before_wh
     assert points[0].needs == ("00_teacher",) and page.needs == ("00_teacher", "01_distill-a")
 
 
-SWEEPS = [(given, ["sweep", "NAME=rates"], says) for given, says in CASES["sweeps"]]
-COMMANDS = [({}, words, re.escape(says)) for words, says in CASES["commands"]]
+REFUSED = [("rates", given, "sweep NAME=rates", says) for given, says in CASES["sweeps"]]
+REFUSED += [("", {}, " ".join(words), re.escape(says)) for words, says in CASES["commands"]]
+REFUSED += [(run, given, "book", says) for run, given, says in CASES["books"]]
 
 
-@pytest.mark.parametrize("given, words, says", [*SWEEPS, *COMMANDS])
-def test_what_cannot_be_meant_is_refused_in_one_line(book, given, words, says, capsys, monkeypatch):
-    sweep(book, **given)
+@pytest.mark.parametrize("name, given, words, says", REFUSED)
+def test_what_cannot_be_meant_gets_one_line(book, name, given, words, says, capsys, monkeypatch):
+    sweep(book, **(given if name == "rates" else {}))
+    if words == "book":
+        run_yaml(book, name, **given)
     monkeypatch.setenv("PATH", "")  # no sbatch
-    assert __main__.main([*words, "PROFILE=tiny"]) == 1
+    assert __main__.main([*words.split(), "PROFILE=tiny"]) == 1
     said = capsys.readouterr().out.strip()
     assert re.search(says, said) and "\n" not in said, said
-    assert not given or "rates.yaml" in said or "sweep rates" in said
+    assert name != "rates" or "rates.yaml" in said or "sweep rates" in said
     assert not (book / "outputs/tiny/sweeps").exists()
 
 

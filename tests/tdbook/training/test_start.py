@@ -11,7 +11,7 @@ from tdlib import data
 from tdlib.model import Llama
 from tests.helpers import cases, near, refused, same, tiny_model
 
-CASES = cases(__file__)["starts"]
+CASES = cases(__file__)
 WINDOWS = data.Windows(np.random.default_rng(0).integers(0, 97, 24 * 16 + 1), 16)
 IDS = WINDOWS.batch(range(24))[0]
 
@@ -32,9 +32,7 @@ def logits(model: Llama) -> torch.Tensor:
     return model(IDS)
 
 
-@pytest.mark.parametrize(
-    "shape", [{"kv_heads": 2}, {"tied": False, "qk_norm": True}, {"head_dim": 6, "layers": 1}]
-)
+@pytest.mark.parametrize("shape", CASES["equal"], ids=str)
 def test_equal_size_gives_the_teacher_back_bit_for_bit_with_rope_eps_and_eos(shape):
     old = teacher(**shape, rope_theta=500.0, norm_eps=1e-5, eos_id=7)
     new = made(old, rope_theta=1e4, norm_eps=1e-6, eos_id=3, qk_norm=False)
@@ -86,11 +84,7 @@ def grown(small: Llama, **shape) -> Llama:
     return big
 
 
-INERT = [(8, (2, 5), True, False), (16, (1, 3), False, False), (16, (2, 5), False, False)]
-INERT += [(8, (1, 3), False, True)]
-
-
-@pytest.mark.parametrize("head_dim, keys, tied, qk_norm", INERT)
+@pytest.mark.parametrize("head_dim, keys, tied, qk_norm", CASES["inert"])
 def test_what_is_inert_is_left_out_and_the_logits_stay(head_dim, keys, tied, qk_norm):
     """Groups of one head or of two, among groups of one or of three. The norms' eps is as good as
     none, for it is added to a mean square that is another over more dimensions."""
@@ -126,11 +120,7 @@ def test_directions_are_orthonormal_hold_the_most_and_stay_near_the_teachers_own
     assert torch.equal(from_teacher.directions(moment_DD, 32), torch.eye(32))
 
 
-FORMS = [(dict(tied=True), dict(tied=False)), (dict(tied=False), dict(tied=False))]
-FORMS += [(dict(kv_heads=2), dict(kv_heads=4)), (dict(tied=False), dict(tied=True))]
-
-
-@pytest.mark.parametrize("theirs, ours", FORMS)
+@pytest.mark.parametrize("theirs, ours", CASES["forms"])
 def test_a_tied_head_and_shared_keys_are_the_students_own_choice(theirs, ours):
     """Where one matrix must serve for two, the head's."""
     old = teacher(**theirs)
@@ -173,7 +163,7 @@ def test_norms_and_writing_weights_are_least_squares_of_the_teachers_stream():
         assert (rest.abs() < 1e-3 * size.abs()).all(), name
 
 
-@pytest.mark.parametrize("said, shape", CASES.items())
+@pytest.mark.parametrize("said, shape", CASES["starts"].items())
 def test_what_the_teacher_has_not_is_refused_in_one_line_with_the_remedy(said, shape):
     with refused(said, "set init: random"):
         made(teacher(qk_norm=shape.get("qk_norm", False)), **shape)

@@ -20,10 +20,12 @@ from tdbook.training import cache, worker
 from tdlib import data, evaluate, lora, quantize, train
 from tdlib.model import Llama
 from tdlib.train import Recipe
-from tests.helpers import distance, tiny_model, token_folder
+from tests import helpers
+from tests.helpers import Stopped, distance, stop_at, token_folder
+from tests.tdlib import test_train
+from tests.tdlib.test_train import VOCAB, T, wider
 
-VOCAB, T, WINDOWS = 61, 12, 24
-PROCESSES = 2
+WINDOWS, PROCESSES = 24, 2
 
 
 @pytest.fixture(autouse=True)
@@ -36,19 +38,13 @@ def quick_start(request, monkeypatch):
 
 
 def tiny(seed=0, adapters=False, **change) -> Llama:
-    model = tiny_model(seed, VOCAB, T, 4.0, **change)
+    model = test_train.tiny(seed, **change)
     return lora.attach(model, 4, 2.0) if adapters else model
-
-
-def wider() -> Llama:
-    return tiny(9, dim=48, heads=4, kv_heads=2, tied=False)
 
 
 def quick(windows=4, of=WINDOWS, **change) -> Recipe:
     """Ten steps, of four windows each."""
-    options = dict(learning_rate=3e-3, epochs=10 * windows / of, batch_tokens=windows * T)
-    options |= dict(micro_windows=2, warmup_share=0.2, checkpoint_minutes=1e-9)
-    return Recipe(**options | change)
+    return helpers.quick(**dict(epochs=10 * windows / of, batch_tokens=windows * T) | change)
 
 
 def look(tokens: data.Tokens, device: str):
@@ -143,12 +139,8 @@ def test_two_processes_train_to_the_weights_of_one(name, tmp_path):
     wanted = train.fit(alone, tokens.train, recipe, teacher=teachers[0])
     how = dict(teacher=teachers[1], folder=folder)
     if begun:
-
-        def stop(step, *_):
-            assert step < 4
-
-        with pytest.raises(AssertionError):
-            train.fit(tiny(), tokens.train, recipe, progress=stop, **how)
+        with pytest.raises(Stopped):
+            train.fit(tiny(), tokens.train, recipe, progress=stop_at(4), **how)
         assert torch.load(folder / "state.pt", weights_only=True)["step"] == 3
     log = worker.fit(student, tokens, recipe, processes=PROCESSES, **how)
     assert_the_same(student, log, alone, wanted)

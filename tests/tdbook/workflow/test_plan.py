@@ -57,22 +57,11 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def test_flop_and_adapters_are_those_of_the_facts_and_of_lora():
-    """Without attention scores: teacher forward 517 and 620 MFLOP, student step 313. Scores and
-    their sum over values are 2 · 2 · T/2 · width a layer; an untied head costs no look-up."""
+def test_an_untied_head_costs_no_look_up_and_adapters_are_those_of_lora():
     student = config("student-50m")
-    for name, flop in (("teacher-plan", 517e6), ("teacher-300m", 620e6)):
-        assert workload.forward_flop(config(name), 0) == pytest.approx(flop, rel=1e-3)
-    assert workload.step_flop(student, 0) == pytest.approx(313e6, abs=0.5e6)
-    step = workload.step_flop(student, 2048) - workload.forward_flop(student, 0)
-    assert workload.step_flop(student, 2048, frozen=True) == pytest.approx(step)
-    small = config("student-small-smoke", vocab_size=100)
-    flop = workload.forward_flop(small, 64)
-    assert flop - workload.forward_flop(small, 0) == 2 * 64 * 32 * 1
-    assert flop == workload.forward_flop(replace(small, tied=False), 64)
-    for rank, millions in ((4, 0.32), (8, 0.63), (16, 1.26), (32, 2.52), (64, 5.05)):
-        weights = workload.adapter_parameters(student, rank)
-        assert weights / 1e6 == pytest.approx(millions, abs=0.005)
+    flop = workload.forward_flop(student, 64)
+    assert flop == workload.forward_flop(replace(student, tied=False), 64)
+    assert workload.adapter_parameters(student, 64) / 1e6 == pytest.approx(5.05, abs=0.005)
     shape = replace(config("teacher-smoke", vocab_size=50), heads=4, kv_heads=2, head_dim=24)
     net = lora.attach(Llama(shape), 3)
     attached = sum(p.numel() for p in net.parameters() if p.requires_grad)
@@ -97,10 +86,11 @@ def kept(config: LlamaConfig, windows: int, bfloat16: bool) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
+SHAPED = [{}, dict(kv_heads=1, head_dim=24, qk_norm=True), dict(layers=4)]
+
+
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
-@pytest.mark.parametrize(
-    "change", [{}, dict(kv_heads=1, head_dim=24, qk_norm=True), dict(layers=4)]
-)
+@pytest.mark.parametrize("change", SHAPED)
 def test_memory_is_a_bound_of_what_a_training_holds_and_not_a_wild_one(kind, change):
     """Gradients and two means in float32, and what autograd keeps; CUDA's is that of autocast,
     which a CPU can make too. With a vocabulary of 8 logits are nothing."""
@@ -270,9 +260,7 @@ def test_tokens_that_do_not_fit_the_teacher_are_refused(folder):
     assert found.teacher.vocab_size == 300
 
 
-def test_a_healthy_machine_passes_and_damaged_tokens_fail_with_their_line(
-    folder, monkeypatch, capsys
-):
+def test_a_healthy_machine_passes_and_damaged_tokens_do_not(folder, monkeypatch, capsys):
     """Two runs; then tokens that were emptied, then none."""
     monkeypatch.setattr(parameters, "ROOT", folder / "root")
     shutil.copytree(ROOT / "notebooks", folder / "root/notebooks")
