@@ -84,8 +84,9 @@ def test_every_sign_of_telugu_is_drawn():
 
 def test_the_text_of_a_figure_has_10_px_or_more_on_a_phone():
     """A figure takes the whole width of a page of 390 px; a point is a 72nd of an inch."""
-    for figure in (plots.learning_curves({"a": [{"tokens": n, "val/loss": 4.0} for n in (0, 9)]}),
-                   plots.forest("title", [plots.Mark("a", 1, 0, 2, "red", note="b")], "x")):  # fmt: skip
+    log = [{"tokens": n, "val/loss": 4.0} for n in (0, 9)]
+    mark = plots.Mark("a", 1, 0, 2, "red", note="b")
+    for figure in (plots.learning_curves({"a": log}), plots.forest("title", [mark], "x")):
         figure.draw_without_rendering()
         sizes = [text.get_fontsize() for text in figure.findobj(mpl.text.Text) if text.get_text()]
         assert min(sizes) * 390 / 72 / figure.get_figwidth() >= 10
