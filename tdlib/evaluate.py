@@ -35,8 +35,8 @@ class Evaluation:
     agreement: float  # share of tokens where both would choose the same next one
     acceptance: float  # how often the teacher would keep what the model drafts (2211.17192)
 
-    def row(self, bytes_per_token: float) -> dict[str, float]:
-        """Every metric that is one number."""
+    def row(self, bytes_per_token: float, characters_per_token: float = math.nan) -> dict:
+        """Every metric that is one number; without bits per character where they are unknown."""
         loss = known_mean(self.window_loss_N)
         confidence, accuracy, share = (np.asarray(x) for x in self.calibration.values())
         row = {
@@ -49,8 +49,9 @@ class Evaluation:
             "acceptance": self.acceptance,
             "calibration_error": float((share * np.abs(accuracy - confidence)).sum()),
         }
-        left_out = int(np.isnan(self.window_loss_N).sum())  # none has a target
-        return row | ({"windows_left_out": left_out} if left_out else {})
+        more = {"bits_per_character": loss / math.log(2) / characters_per_token}  # NaN: unknown
+        more["windows_left_out"] = int(np.isnan(self.window_loss_N).sum())  # none has a target
+        return row | {name: number for name, number in more.items() if number > 0}
 
     def save(self, folder: Path, name: str) -> None:
         """scores/val/<name>.npy and .npz, which 04 reads instead of running the model again."""

@@ -1,4 +1,8 @@
-"""Upstream's pieces joined by "@@", and the Morfessor model that segments raw text for them."""
+"""Upstream's pieces joined by "@@", and the Morfessor model that segments raw text for them.
+
+Two forms: విద్యార్థు@@ ల@@ కు (a suffix: a piece joins to the next) and, of type …_v4, విద్యార్థు @@ల @@కు
+(a prefix: it joins to the one before). A joiner at the edge of what is decoded is not shown.
+"""
 
 import pickle
 import re
@@ -13,6 +17,8 @@ from tdbook.corpus.tokenizer import RUNS, TELUGU, Tokenizer, by_id, refuse_unkno
 
 FIELDS = {"token_to_id": (dict, "a JSON object"), "special_tokens": (dict, "a JSON object")}
 FIELDS |= {"separator": (str, "text such as '@@'"), "bpe_merges": (list, "a list of pairs")}
+SUFFIX, PREFIX = TYPES = ("morfessor_bpe_telugu", "morfessor_bpe_telugu_v4")
+JOINER = "@@"  # where no separator is named
 # What a Morfessor model is made of; a pickle can name anything else, and run it.
 SAFE = """BaselineModel ConstrNode LexiconEncoding CorpusEncoding FixedCorpusWeight
     AnnotatedCorpusEncoding AnnotationCorpusWeight MorphLengthCorpusWeight NumMorphCorpusWeight"""
@@ -21,7 +27,9 @@ SAFE = {("morfessor.baseline", name) for name in SAFE.split()} | {("collections"
 
 def open_json(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
     """The tokenizer of upstream's tokenizer.json; `segmenter` is a Morfessor .bin, or ""."""
-    refuse_unknown(path, content, content["type"])
+    refuse_unknown(path, content, SUFFIX)
+    prefix = content["type"] == PREFIX
+    content = ({"separator": JOINER} if prefix else {}) | content
     for name, (kind, what) in FIELDS.items():
         if not isinstance(value := content.get(name), kind) or value == "":
             raise ValueError(f"{path}: {name} is {value!r:.40}, it must be {what}: copy it again")
@@ -35,61 +43,85 @@ def open_json(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
         merge = _bpe(content["bpe_merges"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: bpe_merges are no pairs ({error}): copy it again") from None
-
-    def joined(words: list[str]) -> str:
-        text = " ".join(words).replace(f"{separator} ", "")
-        return text[: -len(separator)] if words and words[-1].endswith(separator) else text
-
     eos, unk, segment = ids["<eos>"], ids["<unk>"], _segmenter(segmenter) if segmenter else None
     bare = {piece: i for piece, i in ids.items() if piece not in special}
-    known = dict(kind="Morfessor", path=path, eos=eos, unk=unk, marked=False, model=segment)
+    known = form(pieces, {*special.values()} - {unk}, separator, prefix)
+    known |= {"plain": str, "joined": False} if segment else {}
     known["silent"] = frozenset(special.values()) - {eos, unk}
-    known["shown_V"] = [piece.removesuffix(separator) for piece in pieces]
-    known["opens_V"] = np.array([not piece.endswith(separator) for piece in pieces])
-    known["encode"] = _encoder(bare, unk, separator, merge, segment)
-    known["plain"] = str if segment else lambda line: joined(line.split(" "))
-    return Tokenizer(**known, line_text=lambda ids: joined([pieces[i] for i in ids]))
+    known["encode"] = _encoder(bare, unk, separator, prefix, merge, segment)
+    return Tokenizer(kind="Morfessor", path=path, eos=eos, unk=unk, model=segment, **known)
 
 
-def _encoder(ids: dict[str, int], unk: int, separator: str, merge, segment) -> Callable:
+def form(pieces: list[str], controls: set[int], joiner: str, prefix: bool) -> dict:
+    """What a Tokenizer knows of pieces that join by a mark: by a prefix "▁" shows where none joins;
+    by a suffix the piece before says it."""
+
+    def text(words: list[str]) -> str:
+        if prefix:
+            return f" {' '.join(words)}".replace(f" {joiner}", "").removeprefix(" ")
+        return f"{' '.join(words)} ".replace(f"{joiner} ", "").removesuffix(" ")
+
+    known = dict(marked=prefix, joined=True, plain=lambda line: text(line.split(" ")))
+    known["line_text"] = lambda ids: text([pieces[i] for i in ids])
+    if prefix:
+        marked = (p if i in controls else f"▁{p}" for i, p in enumerate(pieces))
+        known["shown_V"] = [piece.removeprefix(f"▁{joiner}") for piece in marked]
+        return known | {"opens_V": np.isin(np.arange(len(pieces)), [*controls])}
+    known["opens_V"] = np.array([not piece.endswith(joiner) for piece in pieces])
+    return known | {"shown_V": [piece.removesuffix(joiner) for piece in pieces]}
+
+
+def _encoder(ids: dict[str, int], unk: int, joiner: str, prefix: bool, merge, segment) -> Callable:
     """Encodes as upstream does, but for its cache: a word's ids never depend on the words before.
 
     1. A word is cut where Telugu and other script or marks meet, and with a segmenter each Telugu
        run into morphs; all parts but the last join to the next. Without one a word that ends in the
-       separator joins to the next itself: విద్యార్థు@@ ల@@ కు.
+       joiner joins to the next itself: విద్యార్థు@@ ల@@ కు.
     2. A part is looked up, with "@@" where it joins. One that is not there goes, if it has Telugu,
        into characters; if not, through the BPE merges, and of their results those not in the table
        again into characters. All but the last carry "@@", the last where the part joins and there
        is such a piece. A character that has no piece is <unk>.
+    By a prefix a word is not cut but by a segmenter, of whose morphs the later ones have a joiner
+    where there is such a piece. What goes into characters has none: its spaces come back.
     """
 
     def find(text: str, joins: bool) -> int | None:
-        if text.endswith(separator):  # of the text itself: no sign that it joins
+        if text.endswith(joiner) and not prefix:  # of the text itself: no sign that it joins
             return None
-        return ids.get(text + separator if joins else text)
+        return ids.get(text + joiner if joins else text)
 
     def part_ids(part: str, joins: bool) -> list[int]:
         if (whole := find(part, joins)) is not None:
             return [whole]
+        if prefix and not segment and not (part := part.removeprefix(joiner)):
+            return []
         pieces = list(part)
         if not TELUGU.search(part):
             *inner, last = merge(part)
-            pieces = [c for p in inner for c in (p if find(p, True) is None else [p])]
+            pieces = [c for p in inner for c in (p if find(p, not prefix) is None else [p])]
             pieces += last if find(last, False) is None else [last]
-        found = [find(piece, True) for piece in pieces]
+        found = [find(piece, not prefix) for piece in pieces]
         if not joins or found[-1] is None:
             found[-1] = find(pieces[-1], False)
         return [unk if i is None else i for i in found]
 
     @lru_cache(2**18)
     def word_ids(word: str) -> list[int]:
-        joins = not segment and word.endswith(separator) and word != separator
-        parts = RUNS.findall(word.removesuffix(separator) if joins else word)
-        if segment:
-            parts = [m for p in parts for m in (segment(p) if TELUGU.match(p) else [p])]
-        return [i for part in parts[:-1] for i in part_ids(part, True)] + part_ids(parts[-1], joins)
+        joins = not (segment or prefix) and word.endswith(joiner) and word != joiner
+        word = word.removesuffix(joiner) if joins else word
+        *inner, last = _parts(word, ids, joiner, prefix, segment)
+        return [i for part in inner for i in part_ids(part, not prefix)] + part_ids(last, joins)
 
     return lambda lines: [[i for word in line.split() for i in word_ids(word)] for line in lines]
+
+
+def _parts(word: str, ids: dict[str, int], joiner: str, prefix: bool, segment) -> list[str]:
+    runs = RUNS.findall(word)
+    if not segment:
+        return [word] if prefix else runs
+    cut = (enumerate(segment(run) if TELUGU.match(run) else [run]) for run in runs)
+    pairs = ((m, f"{joiner}{m}" if prefix and i else m) for morphs in cut for i, m in morphs)
+    return [joined if joined in ids else morph for morph, joined in pairs]
 
 
 def _bpe(merges: list[list[str]]) -> Callable[[str], list[str]]:

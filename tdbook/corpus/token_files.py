@@ -2,7 +2,8 @@
 
 As upstream writes and reads them: train.bin, val.bin (confirm.bin and works.bin where asked) are
 raw little-endian ids; beside them lie meta.json, the tokenizer, and perhaps masks, a byte a token.
-documents.tsv lies beside tokens that were made here, and says where each document starts. A reader
+documents.tsv lies beside tokens that were made here, and says where each document starts;
+offsets.json beside those for instruction tuning, where each example does. A reader
 may put sources.tsv there, which names the sources of train.bin: a line each, the number of its
 first token, a tab, its name. Legend: N windows of a split, D documents, S sources.
 """
@@ -15,6 +16,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,11 @@ BLOCK = 2**18  # bytes read at once where ids are looked at
 VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
 COLUMNS = ("split", "start", "tokens", "source")  # of documents.tsv
 NEIGHBOURS = 16  # windows that stand for a document where none is known
-COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm|works)_(tokens|bytes)")
+# In a folder for instruction tuning, as upstream writes it.
+OTHER_NAMES = {"vocab_size": ("vocab_size_with_special", "add it, the rows of the embedding")}
+OTHER_NAMES["block_size"] = ("max_seq_len", "give the parameter context")
+SIZES = "(train|val|confirm|works)_(tokens|bytes|characters)"
+COUNTS = re.compile(f"vocab_size|block_size|pieces|{SIZES}")
 
 
 def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
@@ -43,15 +49,7 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
     meta = {"block_size": context, "eos_id": tokenizer.eos if tokenizer else EOS}
-    # null is not there, nor need block_size be with a `context`
-    told = {name: n for name, n in read_json(folder / "meta.json").items() if n is not None}
-    needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
-    for name in sorted(needed | {name for name in told if COUNTS.fullmatch(name)}):
-        count, most = told.get(name), VOCABULARY if name in ("vocab_size", "pieces") else 2**63
-        if type(count) is not int or not 1 <= count <= most:
-            fault = f"{folder / 'meta.json'}: {name} is {json.dumps(count)}, it must be a whole"
-            raise ValueError(f"{fault} number above 0, at most {most:,}: copy or correct it")
-    meta |= {"dtype": "uint32"} | told
+    meta |= {"dtype": "uint32"} | _read_meta(folder / "meta.json", context)
     names = ["train", "val"]
     names += [name for name in ("confirm", "works") if (folder / f"{name}.bin").is_file()]
     opened = {name: _open_split(folder / f"{name}.bin", meta, context) for name in names}
@@ -62,9 +60,28 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     own = tokenizer and (tokenizer.eos, tokenizer.size) == (tokens.eos, size)
     if tokenizer and not (own and size >= tokens.vocab_size):
         fault = f"{tokenizer.path} has {tokenizer.size:,} pieces and <eos> is id {tokenizer.eos}"
-        wanted = f"the tokens' vocab_size is {tokens.vocab_size:,} and <eos> is {tokens.eos}"
-        raise ValueError(f"{fault}, {wanted}: give theirs, or correct meta.json")
+        fault += f", the tokens' vocab_size is {tokens.vocab_size:,} and <eos> is {tokens.eos}"
+        remedy = (
+            "correct meta.json" if tokenizer.size > size else "the file in which pieces were added"
+        )
+        raise ValueError(f"{fault}: give theirs, or {remedy}")
     return tokens
+
+
+def _read_meta(path: Path, context: int) -> dict:
+    """What it says, under the names of here; null is as if it was not there."""
+    told = {name: n for name, n in read_json(path).items() if n is not None}
+    told = {name: told[o] for name, (o, _) in OTHER_NAMES.items() if o in told} | told
+    for name in sorted(name for name in told if COUNTS.fullmatch(name)):
+        count, most = told[name], VOCABULARY if name in ("vocab_size", "pieces") else 2**63
+        if type(count) is not int or not 1 <= count <= most:
+            fault = f"{path}: {name} is {json.dumps(count)}, it must be a whole"
+            raise ValueError(f"{fault} number above 0, at most {most:,}: copy or correct it")
+    for name, (other, remedy) in OTHER_NAMES.items():
+        if name not in told and not (context and name == "block_size"):
+            fault = f"{path} names no {name}, nor {other}, but {', '.join(told) or 'nothing'}"
+            raise ValueError(f"{fault}: {remedy}")
+    return told
 
 
 def _open_split(path: Path, meta: dict, context: int) -> Windows:
@@ -118,21 +135,22 @@ def write_tokens(folder, splits: dict, tokenizer: Tokenizer, context: int, vocab
     rows, lost, unknown = [COLUMNS], Counter(), 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
-            start, text_bytes, path = 0, 0, beside / f"{split}.bin"
+            start, sizes, path = 0, Counter(), beside / f"{split}.bin"
             with open(path, "wb") as f:
                 for document in documents:
-                    ids, size = _encode(document.lines, tokenizer, lost)
+                    ids = _encode(document.lines, tokenizer, sizes, lost)
                     f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
                     rows.append((split, start, len(ids), document.source))
-                    start, text_bytes = start + len(ids), text_bytes + size
+                    start += len(ids)
             _check_count(f"the text for {split} makes", start, context)
             unknown += look(path, "<u4", meta, every_id=True)[tokenizer.unk]
-            meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
+            meta |= {f"{split}_tokens": start} | {f"{split}_{k}": n for k, n in sizes.items()}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
         _check_unknown(tokenizer, meta["unk_rate"])
         if lost["lines"]:
-            shares = {name: lost[name] / lost[f"of_{name}"] for name in ("lines", "characters")}
+            shares = {name: lost[name] / lost["of_characters"] for name in ("characters", "added")}
+            shares["lines"] = lost["lines"] / lost["of_lines"]
             meta["lost"] = {"of_lines": lost["of_lines"], **shares}
             warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
         with open(beside / "documents.tsv", "w", encoding="utf8", newline="") as f:
@@ -142,24 +160,28 @@ def write_tokens(folder, splits: dict, tokenizer: Tokenizer, context: int, vocab
         (beside / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
-def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: Counter) -> tuple[list[int], int]:
-    """A document's ids, and the bytes of its text that are kept; `lost` counts what is not."""
-    ids, size = [], 0
+def _encode(lines: Sequence[str], tokenizer: Tokenizer, sizes: Counter, lost: Counter) -> list[int]:
+    """A document's ids. `sizes` counts the bytes and characters that come back, a normaliser's
+    among them, `lost` those that do not."""
+    ids = []
     for line, line_ids in zip(lines, tokenizer.encode(lines), strict=True):
         ids += [*line_ids, tokenizer.eos]
         text = tokenizer.plain(line)
         kept = tokenizer.decode(i for i in line_ids if i != tokenizer.unk)
-        size += len((line if kept == text else kept).encode()) + 1
+        sizes.update(bytes=len(kept.encode()) + 1, characters=len(kept) + 1)
         lost.update(of_lines=1, of_characters=len(text), lines=kept != text)
-        lost["characters"] += (Counter(text) - Counter(kept)).total() if kept != text else 0
-    return ids, size
+        if kept != text:
+            lost["characters"] += (Counter(text) - Counter(kept)).total()
+            lost["added"] += (Counter(kept) - Counter(text)).total()
+    return ids
 
 
 def loss(meta: dict) -> str:
     """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
-    lost = "{lines:.1%} of {of_lines:,} lines come back changed, {characters:.2%} of all characters"
-    words = f" The tokenizer does not keep all text: {lost} are lost; bits/byte are of the rest."
-    return words.format(**meta["lost"]) if "lost" in meta else ""
+    words = " The tokenizer does not keep all text: {lines:.1%} of {of_lines:,} lines come back "
+    words += "changed, {characters:.2%} of all characters are lost, {added:.2%} added; bits are of "
+    words += "what comes back."
+    return words.format(**{"added": 0} | meta["lost"]) if "lost" in meta else ""
 
 
 def link_tokens(
@@ -184,8 +206,9 @@ def link_tokens(
             fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text"
             raise ValueError(f"{fault}: name the id that does as eos_id in meta.json")
         _check_unknown(words, counts[words.unk if words else UNK] / counts.total())
-        if words and f"{split}_bytes" not in meta:
-            meta[f"{split}_bytes"] = _bytes_of_text(windows, words)
+        origins(tokens, split)  # what is wrong is said early
+        if words and f"{split}_characters" not in meta:
+            meta = {f"{split}_{k}": n for k, n in _sizes(windows, words).items()} | meta
     # Hidden files, the book's mark among them, are of that folder alone.
     files = {path.name: path for path in source.iterdir() if not path.name.startswith(".")}
     if tokenizer:
@@ -205,12 +228,17 @@ def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
         raise ValueError(f"{fault}: give the tokenizer of the teacher, or text of its language")
 
 
-def _bytes_of_text(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> int:
-    """How long the text of a split is, from windows spread evenly over it."""
-    rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
-    t = windows.context
-    texts = (tokenizer.decode(windows.ids[i * t : (i + 1) * t].tolist()) for i in rows)
-    return round(sum(len(x.encode()) for x in texts) / (len(rows) * t) * len(windows.ids))
+def _sizes(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> dict[str, int]:
+    """Bytes and characters of a split's text, were all of it as the targets of windows spread
+    evenly over those that have some."""
+    known, t, sizes = np.flatnonzero(windows.known_N), windows.context, Counter()
+    for i in known[np.unique(np.linspace(0, len(known) - 1, count).astype(int))]:
+        at = np.arange(i * t + 1, (i + 1) * t + 1)
+        ids = windows.ids[at if windows.mask is None else at[windows.mask[at] > 0]]
+        text = tokenizer.decode(ids.tolist())
+        sizes.update(tokens=len(ids), bytes=len(text.encode()), characters=len(text))
+    tokens = sizes.pop("tokens")
+    return {unit: max(1, round(size / tokens * len(windows.ids))) for unit, size in sizes.items()}
 
 
 def origins(tokens: Tokens, split: str) -> tuple[np.ndarray, list[str]]:
@@ -218,6 +246,8 @@ def origins(tokens: Tokens, split: str) -> tuple[np.ndarray, list[str]]:
     Where documents are unknown, 16 neighbouring windows of one source stand for one."""
     windows, named = getattr(tokens, split), sources(tokens) if split == "train" else []
     documents = _starts(tokens.folder / "documents.tsv", COLUMNS, len(windows.ids), split)
+    path = tokens.folder / f"{split}.offsets.json"  # of examples for instruction tuning
+    documents = documents or _starts(path, COLUMNS, len(windows.ids), split)
     middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
     first_S = [start for start, _ in named]
     if not documents:
@@ -242,13 +272,26 @@ def sources(tokens: Tokens) -> list[tuple[int, str]]:
     return _starts(tokens.folder / "sources.tsv", ("start", "name"), len(tokens.train.ids))
 
 
+def _examples(file, size: int) -> list[list[str]]:
+    """Start and length of each example, by a list of both or of starts; [] for another content."""
+    try:
+        rows = json.load(file)
+        if isinstance(rows[0], int):
+            rows = [{"start": a, "length": b - a} for a, b in pairwise([*rows, size]) if a < size]
+        return [[str(row["start"]), str(row["length"])] for row in rows]
+    except (ValueError, TypeError, KeyError, IndexError):
+        return []
+
+
 def _starts(path: Path, columns: tuple, size: int, split: str = "") -> list[tuple[int, str]]:
     """First token and name of each row, [] without the file. ValueError: a row is cut or odd."""
     if not path.is_file():
         return []
     quoting = csv.QUOTE_MINIMAL if split else csv.QUOTE_NONE  # sources.tsv is typed by hand
     with open(path, encoding="utf8", newline="") as f:
-        rows = [row for row in csv.reader(f, "excel-tab", quoting=quoting) if row]
+        json_rows = path.suffix == ".json"
+        rows = _examples(f, size) if json_rows else csv.reader(f, "excel-tab", quoting=quoting)
+        rows = [[split, *row, "unknown"] if json_rows else row for row in rows if row]
     heading = rows and not any(cell[:1].isdecimal() for cell in rows[0])
     at, starts, last, end = columns.index("start"), [], -1, size
     for row in rows[bool(heading) :] or [[]]:

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from tdbook.corpus import morfessor
+from tdbook.corpus.morfessor import JOINER
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, KEYS, Tokenizer, by_id, read_json, refuse_unknown
 from tdlib.files import mark, own, write_whole
 
@@ -30,7 +31,7 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
     path = Path(path)
     with path.open("rb") as file:
         content = read_json(path) if file.read(99).lstrip()[:1] == b"{" else None
-    upstream = content is not None and content.get("type") == "morfessor_bpe_telugu"
+    upstream = content is not None and content.get("type") in morfessor.TYPES
     if segmenter and not upstream:
         fault = f"segmenter = {str(segmenter)!r} is for upstream's tokenizer.json alone"
         raise ValueError(f"{fault}, which {path} is not: leave it empty")
@@ -40,8 +41,9 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
         return morfessor.open_json(path, content, segmenter)
     if isinstance(content.get("model"), dict):
         return _hugging_face(path, content)
-    fault = f"{path} is neither a Hugging Face tokenizer.json (with `model`) nor upstream's"
-    raise ValueError(f"{fault} (`type` morfessor_bpe_telugu): give one of them")
+    kind = f"of type {content['type']!r:.60}" if "type" in content else "without a `type`"
+    fault = f"{path} is a table {kind}; a tokenizer.json is read from Hugging Face (with `model`)"
+    raise ValueError(f"{fault} or of type {' or '.join(morfessor.TYPES)}: give one of these")
 
 
 def files(tokenizer: Tokenizer) -> dict[str, Path]:
@@ -74,6 +76,32 @@ def _sentencepiece(path: Path) -> Tokenizer:
 
 
 def _hugging_face(path: Path, content: dict) -> Tokenizer:
+    model, ids, special, named = _read(path, content)
+
+    def encode(lines: Sequence[str]) -> list[list[int]]:
+        return [line.ids for line in model.encode_batch([*lines], add_special_tokens=False)]
+
+    def text(ids: list[int]) -> str:
+        return model.decode(ids, skip_special_tokens=False).replace(HIDDEN, "").removeprefix(extra)
+
+    eos, unk = _ends(path, named, ids, content["model"])
+    controls = {ids[piece] for piece in special & {*ids}} - {unk} | {eos}
+    known = dict(kind="Hugging Face", path=path, eos=eos, unk=unk, model=model, encode=encode)
+    known["silent"] = frozenset(controls - {eos})
+    if content["model"].get("type") == "WordLevel":
+        pieces_V = by_id(path, ids)
+        prefix = _joins_before(path, content, pieces_V, unk)
+        return Tokenizer(**known, **morfessor.form(pieces_V, controls, JOINER, prefix))
+    extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
+    over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
+    known["shown_V"] = _shown(path, model, ids, over_bytes)
+    known["shown_V"][eos] = "<eos>"
+    known |= dict(marked=not over_bytes, opens_V=np.isin(np.arange(len(ids)), [*controls]))
+    return Tokenizer(**known, line_text=text)
+
+
+def _read(path: Path, content: dict) -> tuple[tokenizers.Tokenizer, dict, set, dict]:
+    """The package's tokenizer, ids of its pieces, its special ones, and what files beside name."""
     configs = {file: read_json(file) for file in _config_files(path)}
     try:
         refuse_unknown(path, content, "tokenizer.json")
@@ -98,22 +126,27 @@ def _hugging_face(path: Path, content: dict) -> Tokenizer:
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True  # as the text that it is
+    return model, ids, special, named
 
-    def encode(lines: Sequence[str]) -> list[list[int]]:
-        return [line.ids for line in model.encode_batch([*lines], add_special_tokens=False)]
 
-    def text(ids: list[int]) -> str:
-        return model.decode(ids, skip_special_tokens=False).replace(HIDDEN, "").removeprefix(extra)
-
-    extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
-    over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
-    eos, unk = _ends(path, named, ids, content["model"])
-    silent, shown_V = {ids[s] for s in special & {*ids}}, _shown(path, model, ids, over_bytes)
-    shown_V[eos] = "<eos>"
-    known = dict(kind="Hugging Face", path=path, eos=eos, unk=unk, marked=not over_bytes)
-    known |= dict(silent=frozenset(silent - {eos, unk}), shown_V=shown_V, model=model)
-    known["opens_V"] = np.isin(np.arange(len(ids)), [*silent - {unk}, eos])
-    return Tokenizer(**known, encode=encode, line_text=text)
+def _joins_before(path: Path, content: dict, pieces: list[str], unk: int | None) -> bool:
+    """Whether the pieces of a WordLevel join to the one before; else they do to the one after."""
+    splits, normalizer = content.get("pre_tokenizer"), content.get("normalizer")
+    before = sum(piece.startswith(JOINER) for piece in pieces)
+    after = sum(piece.endswith(JOINER) for piece in pieces)
+    split = splits == {"type": "WhitespaceSplit"} and not normalizer
+    if not split or unk is None or before == after:
+        fault = f"{path} is a WordLevel whose normalizer is {normalizer!r:.40}, pre_tokenizer "
+        fault += (
+            f"{splits!r:.40}, id of unk_token {unk}; {before:,} of its pieces begin and {after:,}"
+        )
+        fault += (
+            f" end with {JOINER}. Read is one over segmented text: None, WhitespaceSplit, an id,"
+        )
+        raise ValueError(
+            f"{fault} more of one than of the other: give upstream's own tokenizer.json"
+        )
+    return before > after
 
 
 def _ends(path: Path, named: dict, ids: dict, model: dict) -> tuple[int, int | None]:
@@ -143,15 +176,20 @@ def _unlike(config: dict, content: dict, ids: dict[str, int]) -> str:
 
 
 def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
-    """The special tokens, and a content in which text that spells one does not become it: Unigram,
-    which would take them for words, gets names for them that no text has; the others are marked."""
+    """The special tokens, and a content in which text that spells one does not become it: Unigram
+    and WordLevel, which would take them for words, get names for them that no text has; the others
+    are marked."""
     model, added = content["model"], content.get("added_tokens") or []
     special = named | {token["content"] for token in added if token["special"]}
     special = {piece for piece in special if not BYTE.fullmatch(piece)}
-    hidden = {row[0] for row in model["vocab"] if isinstance(row, list)} & special
+    words = model.get("type") == "WordLevel"
+    rows = model["vocab"].items() if words else model["vocab"]
+    hidden = {row[0] for row in rows if not isinstance(row, str)} & special
     if hidden:
-        rows = [[HIDDEN + p if p in hidden else p, score] for p, score in model["vocab"]]
-        model = model | {"vocab": rows}
+        vocab = [[HIDDEN + p if p in hidden else p, score] for p, score in rows]
+        model = model | {"vocab": dict(vocab) if words else vocab}
+    if words and model.get("unk_token") in hidden:
+        model |= {"unk_token": HIDDEN + model["unk_token"]}
     left = [t for t in added if t["content"] not in hidden and not BYTE.fullmatch(t["content"])]
     left = [token | {"special": token["content"] in special} for token in left]
     return special, content | {"model": model, "added_tokens": left}

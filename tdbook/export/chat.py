@@ -18,15 +18,16 @@ from tdlib.model import Llama
 
 TEMPERATURE, TOKENS = 0.8, 200
 HOW = "It goes on with your text; it was not taught to answer. Ctrl-C ends a text, Ctrl-D all."
-HINT = "\nType text as segmented (ఊరి@@ లో), or give SEGMENTER=morfessor.bin."
+HINT = "Type text as segmented (ఊరి{}), or give SEGMENTER=morfessor.bin."
 
 
 def chat(pairs: dict[str, str]) -> None:
     """MODEL= [SEGMENTER=] of the command line. Until Ctrl-D, or the end of what is piped in."""
     path, seed = shipping.find(pairs.get("MODEL", "")), 0
     model, tokenizer = opened(path, pairs.get("SEGMENTER", ""))
-    raw = not tokenizer or tokenizer.kind != "Morfessor" or tokenizer.model
-    print(f"{path}\n{HOW}{'' if raw else HINT}")
+    print(f"{path}\n{HOW}")
+    if tokenizer and tokenizer.joined:
+        print(HINT.format(" @@లో" if tokenizer.marked else "@@ లో"))
     while True:
         try:
             text = input("\n> ").strip()

@@ -61,6 +61,8 @@ def test_every_metric_is_that_of_dense_float64(models, mask_share, fixed, tmp_pa
     assert row["acceptance"] == pytest.approx(1 - some["apart"].mean(), rel=5e-6)  # Σ min(p, q)
     assert row["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
     assert row["bits_per_byte"] == pytest.approx(loss * math.log2(math.e) / 5)
+    bits = found.row(5.0, 2.5)["bits_per_character"]
+    assert bits == pytest.approx(2 * row["bits_per_byte"]) and "bits_per_character" not in row
     found.save(tmp_path, "50m")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["50m.npy", "50m.npz"]
     np.testing.assert_array_equal(np.load(tmp_path / "50m.npy"), found.window_loss_N)

@@ -1,11 +1,13 @@
 """Folders of tokens and their windows, against numpy and a bare SentencePieceProcessor."""
 
+import contextlib
 import csv
 import json
 import re
 import shutil
 import warnings
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,8 @@ import torch
 
 from tdbook.corpus import token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
-from tdlib import data
-from tests.helpers import token_folder, trained_sentencepiece
+from tdlib import data, evaluate, train
+from tests.helpers import refused, tiny_model, token_folder, trained_sentencepiece
 from tests.tdbook.corpus.test_tokenizer import CASES
 
 T = 16
@@ -59,8 +61,9 @@ def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
                 ids, document_S = ids + own, document_S + [i] * len(own)
             assert (folder / f"{split}.bin").read_bytes() == np.array(ids, "<u4").tobytes()
             assert not {data.PAD, data.UNK, data.BOS} & set(ids) and max(ids) < 700
-            size = len("".join(f"{line}\n" for d in documents for line in d.lines).encode())
-            assert (meta[f"{split}_tokens"], meta[f"{split}_bytes"]) == (len(ids), size)
+            text = "".join(f"{line}\n" for d in documents for line in d.lines)
+            size, sizes = len(text.encode()), ("tokens", "bytes", "characters")
+            assert [meta[f"{split}_{n}"] for n in sizes] == [len(ids), size, len(text)]
             assert tokens.bytes_per_token(split) == pytest.approx(size / len(ids))
             # of the token in a window's middle
             document_N, sources = token_files.origins(tokens, split)
@@ -88,6 +91,8 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     assert len(w) == 1 and token_files.loss(tokens.meta) in str(w[0].message)
     kept, lost = one.decode(i for i in tokens.val.ids if i != one.unk), tokens.meta["lost"]
     assert tokens.meta["val_bytes"] == len(kept.encode()) and kept != f"{odd}\n" * 20
+    assert tokens.meta["val_characters"] == len(kept)
+    assert (lost["added"] > 0) == (kind in ("ZWNJ", "ligatures"))  # a space for it, "fi"
     assert lost["lines"] == pytest.approx(21 / (len(lines) + 21)) and 0 < lost["characters"] < 0.5
 
 
@@ -95,8 +100,10 @@ def test_text_that_comes_segmented_loses_nothing_by_its_marks(shared):
     one = tokenizer_files.open(shared / "data/upstream_tokenizer/tokenizer.json")
     lines = ("చేయ@@ లేదు the inter@@ national", "కూడాకూ@@ లో")
     for given, changed in ((lines * 9, 0), ((f"{lines[0]}  x", "ꙮ"), 2)):
-        token_files._encode(given, one, lost := Counter())
+        token_files._encode(given, one, sizes := Counter(), lost := Counter())
         assert (lost["lines"], lost["of_lines"]) == (changed, len(given))
+        plain = "".join(f"{line}\n" for line in given).replace("@@ ", "").replace("  ", " ")
+        assert sizes["characters"] == len(plain.replace("ꙮ", ""))
 
 
 @pytest.mark.parametrize("dtype", ["uint32", "uint16"])
@@ -108,7 +115,10 @@ def test_what_meta_json_does_not_say_comes_from_the_files(tmp_path, dtype):
     few = {"vocab_size": 50, "total_tokens": 2000, "tokenizer_type": "bpe", "block_size": None}
     few |= {"dtype": dtype} if dtype == "uint16" else {}
     (folder / "meta.json").write_text(json.dumps(few))
-    with pytest.raises(ValueError, match="block_size is null, it must be a whole number"):
+    with pytest.raises(
+        ValueError,
+        match=r"names no block_size, nor max_seq_len, but vocab_.*: give the parameter context",
+    ):
         token_files.open_tokens(folder)
     token_files.link_tokens(folder, tmp_path / "run", context=T)
     tokens = token_files.open_tokens(tmp_path / "run")
@@ -231,6 +241,58 @@ def test_a_mask_beside_the_ids_hides_targets_and_no_input(upstream):
     assert torch.equal(ids_BT, plain[0])
     shown_BT = torch.from_numpy(mask[1 : 62 * T + 1].reshape(62, T)) > 0
     assert torch.equal(targets_BT, torch.where(shown_BT, plain[1], -100))
+
+
+def test_a_folder_for_instruction_tuning_is_read_as_upstream_writes_it(tokenizer, lines, tmp_path):
+    """Losses are masked means by hand; bits are of the text that is learnt."""
+    rng, folder, examples = np.random.default_rng(0), tmp_path / "given", {}
+    for split, count in (("train", 40), ("val", 25)):
+        parts = [[*ids, 3] for ids in tokenizer.encode(lines[:count])]
+        ids, ends = np.concatenate(parts), np.cumsum([0, *map(len, parts)])
+        mask = np.concatenate([np.arange(len(p)) >= len(p) * rng.random() for p in parts])
+        mask &= ids < 450  # longer pieces
+        mask[: 3 * T + 1] = False  # windows 0 to 2 have no target
+        examples[split] = ids, mask.astype("u1"), ends
+    token_folder(folder, examples["train"][0], examples["val"][0])
+    meta = {"vocab_size_original": 696, "vocab_size_with_special": 700, "max_seq_len": 64}
+    (folder / "meta.json").write_text(json.dumps(meta | {"splits": {"train": {"examples": 40}}}))
+    for split, (_, mask, ends) in examples.items():
+        mask.tofile(folder / f"{split}.mask.bin")
+        rows = [{"start": int(a), "length": int(b - a)} for a, b in pairwise(ends)]
+        (folder / f"{split}.offsets.json").write_text(json.dumps(rows))
+    assert token_files.open_tokens(folder).context == 64
+    token_files.link_tokens(folder, tmp_path / "tokens", tokenizer=tokenizer, context=T)
+    tokens, (ids, mask, ends) = token_files.open_tokens(tmp_path / "tokens"), examples["val"]
+    assert (tokens.vocab_size, tokens.context, len(tokens.val.ids)) == (700, T, len(ids))
+    example_N, _ = token_files.origins(tokens, "val")
+    assert example_N.tolist() == [sum(ends <= i * T + T // 2) - 1 for i in range(len(example_N))]
+    at_N = [np.arange(i * T + 1, i * T + T + 1) for i in range((len(ids) - 1) // T)]
+    learnt_N = [ids[at][mask[at] > 0] for at in at_N]
+    size = sum(len(tokenizer.decode(x)) for x in learnt_N) / sum(map(len, learnt_N))
+    assert tokens.bytes_per_token("val", "characters") == pytest.approx(size, rel=1e-3)
+    model, means, nats = tiny_model(vocab=700, context=T), [], []
+    for at in at_N:
+        with torch.no_grad():
+            logp = (
+                model(torch.from_numpy(ids[at - 1].astype("i8"))[None])[0].double().log_softmax(-1)
+            )
+        each = [-float(logp[j, ids[k]]) for j, k in enumerate(at) if mask[k]]
+        means, nats = [*means, sum(each) / len(each) if each else np.nan], nats + each
+    found = evaluate.evaluate(model, tokens.val, model, fixed=20)
+    np.testing.assert_allclose(found.window_loss_N, means, rtol=1e-5)
+    row = found.row(tokens.bytes_per_token(), size)
+    assert (
+        row["windows_left_out"] == sum(np.isnan(means)) >= 3 and np.isfinite([*row.values()]).all()
+    )
+    log, recipe = [], train.Recipe(ce_weight=1.0, epochs=1, batch_tokens=len(ids))
+    train.fit(model, tokens.val, recipe, record=log.append)
+    assert log[-1]["train/loss"] == pytest.approx(np.mean(nats), rel=1e-5)  # of all targets
+    for given, said in (([*map(int, ends)], ""), (rows[:-1], "cut short"), (["x"], "[] is no row")):
+        (folder / "val.offsets.json").write_text(json.dumps(given))
+        with refused("val.offsets.json: ", said) if said else contextlib.nullcontext():
+            token_files.link_tokens(folder, tmp_path / "other", tokenizer=tokenizer, context=T)
+            other_N, _ = token_files.origins(token_files.open_tokens(tmp_path / "other"), "val")
+            assert other_N.tolist() == example_N.tolist()
 
 
 def memory(which: str) -> int:
