@@ -6,7 +6,7 @@ Two forms: విద్యార్థు@@ ల@@ కు (a suffix: a piece join
 
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from tdbook.corpus.tokenizer import RUNS, TELUGU, Tokenizer, by_id, refuse_unkno
 FIELDS = {"token_to_id": (dict, "a JSON object"), "special_tokens": (dict, "a JSON object")}
 FIELDS |= {"separator": (str, "text such as '@@'"), "bpe_merges": (list, "a list of pairs")}
 SUFFIX, PREFIX = TYPES = ("morfessor_bpe_telugu", "morfessor_bpe_telugu_v4")
-JOINER = "@@"  # where no separator is named
 # What a Morfessor model is made of; a pickle can name anything else, and run it.
 SAFE = """BaselineModel ConstrNode LexiconEncoding CorpusEncoding FixedCorpusWeight
     AnnotatedCorpusEncoding AnnotationCorpusWeight MorphLengthCorpusWeight NumMorphCorpusWeight"""
@@ -28,13 +27,12 @@ SAFE = {("morfessor.baseline", name) for name in SAFE.split()} | {("collections"
 def open_json(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
     """The tokenizer of upstream's tokenizer.json; `segmenter` is a Morfessor .bin, or ""."""
     refuse_unknown(path, content, SUFFIX)
-    prefix = content["type"] == PREFIX
-    content = ({"separator": JOINER} if prefix else {}) | content
+    content = {"separator": "@@"} | content
     for name, (kind, what) in FIELDS.items():
         if not isinstance(value := content.get(name), kind) or value == "":
             raise ValueError(f"{path}: {name} is {value!r:.40}, it must be {what}: copy it again")
-    ids, special, separator = (content[f] for f in ("token_to_id", "special_tokens", "separator"))
-    pieces = by_id(path, ids)
+    ids, special, joiner = (content[f] for f in ("token_to_id", "special_tokens", "separator"))
+    pieces, prefix = by_id(path, ids), content["type"] == PREFIX
     for name in ("<pad>", "<unk>", "<bos>", "<eos>", *special):
         if special.get(name) is None or special[name] != ids.get(name):
             fault = f"{path}: {name} is {special.get(name)} in special_tokens, it must be"
@@ -45,10 +43,10 @@ def open_json(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
         raise ValueError(f"{path}: bpe_merges are no pairs ({error}): copy it again") from None
     eos, unk, segment = ids["<eos>"], ids["<unk>"], _segmenter(segmenter) if segmenter else None
     bare = {piece: i for piece, i in ids.items() if piece not in special}
-    known = form(pieces, {*special.values()} - {unk}, separator, prefix)
+    known = form(pieces, {*special.values()} - {unk}, joiner, prefix)
     known |= {"plain": str, "joined": False} if segment else {}
     known["silent"] = frozenset(special.values()) - {eos, unk}
-    known["encode"] = _encoder(bare, unk, separator, prefix, merge, segment)
+    known["encode"] = _encoder(bare, unk, joiner, prefix, merge, segment)
     return Tokenizer(kind="Morfessor", path=path, eos=eos, unk=unk, model=segment, **known)
 
 
@@ -56,19 +54,17 @@ def form(pieces: list[str], controls: set[int], joiner: str, prefix: bool) -> di
     """What a Tokenizer knows of pieces that join by a mark: by a prefix "▁" shows where none joins;
     by a suffix the piece before says it."""
 
-    def text(words: list[str]) -> str:
+    def plain(line: str) -> str:
         if prefix:
-            return f" {' '.join(words)}".replace(f" {joiner}", "").removeprefix(" ")
-        return f"{' '.join(words)} ".replace(f"{joiner} ", "").removesuffix(" ")
+            return f" {line}".replace(f" {joiner}", "").removeprefix(" ")
+        return f"{line} ".replace(f"{joiner} ", "").removesuffix(" ")
 
-    known = dict(marked=prefix, joined=True, plain=lambda line: text(line.split(" ")))
-    known["line_text"] = lambda ids: text([pieces[i] for i in ids])
+    shown_V, each = [piece.removesuffix(joiner) for piece in pieces], [*enumerate(pieces)]
     if prefix:
-        marked = (p if i in controls else f"▁{p}" for i, p in enumerate(pieces))
-        known["shown_V"] = [piece.removeprefix(f"▁{joiner}") for piece in marked]
-        return known | {"opens_V": np.isin(np.arange(len(pieces)), [*controls])}
-    known["opens_V"] = np.array([not piece.endswith(joiner) for piece in pieces])
-    return known | {"shown_V": [piece.removesuffix(joiner) for piece in pieces]}
+        shown_V = [p if i in controls else f"▁{p}".removeprefix(f"▁{joiner}") for i, p in each]
+    opens_V = np.array([i in controls if prefix else not p.endswith(joiner) for i, p in each])
+    known = dict(marked=prefix, joined=True, plain=plain, shown_V=shown_V, opens_V=opens_V)
+    return known | {"line_text": lambda ids: plain(" ".join(pieces[i] for i in ids))}
 
 
 def _encoder(ids: dict[str, int], unk: int, joiner: str, prefix: bool, merge, segment) -> Callable:
@@ -86,42 +82,36 @@ def _encoder(ids: dict[str, int], unk: int, joiner: str, prefix: bool, merge, se
     """
 
     def find(text: str, joins: bool) -> int | None:
-        if text.endswith(joiner) and not prefix:  # of the text itself: no sign that it joins
-            return None
-        return ids.get(text + joiner if joins else text)
+        if prefix:
+            return ids.get(text)
+        # one that ends in a joiner of its own: no sign that it joins
+        return None if text.endswith(joiner) else ids.get(text + joiner * joins)
 
     def part_ids(part: str, joins: bool) -> list[int]:
         if (whole := find(part, joins)) is not None:
             return [whole]
-        if prefix and not segment and not (part := part.removeprefix(joiner)):
-            return []
-        pieces = list(part)
-        if not TELUGU.search(part):
-            *inner, last = merge(part)
-            pieces = [c for p in inner for c in (p if find(p, not prefix) is None else [p])]
-            pieces += last if find(last, False) is None else [last]
-        found = [find(piece, not prefix) for piece in pieces]
-        if not joins or found[-1] is None:
+        part = part.removeprefix(joiner) if prefix and not segment else part
+        cut = [*enumerate(part if TELUGU.search(part) else merge(part), 1)]
+        known = (p if find(p, i < len(cut)) is None else [p] for i, p in cut)
+        pieces = [piece for parts in known for piece in parts]
+        found = [find(piece, True) for piece in pieces]
+        if pieces and (not joins or found[-1] is None):
             found[-1] = find(pieces[-1], False)
         return [unk if i is None else i for i in found]
+
+    def parts_of(word: str) -> Iterator[str]:
+        for run in [word] if prefix and not segment else RUNS.findall(word):
+            morphs = segment(run) if segment and TELUGU.match(run) else [run]
+            marked = [joiner + morph if prefix and i else morph for i, morph in enumerate(morphs)]
+            yield from (m if m in ids else morph for m, morph in zip(marked, morphs, strict=True))
 
     @lru_cache(2**18)
     def word_ids(word: str) -> list[int]:
         joins = not (segment or prefix) and word.endswith(joiner) and word != joiner
-        word = word.removesuffix(joiner) if joins else word
-        *inner, last = _parts(word, ids, joiner, prefix, segment)
-        return [i for part in inner for i in part_ids(part, not prefix)] + part_ids(last, joins)
+        *inner, last = parts_of(word.removesuffix(joiner) if joins else word)
+        return [i for part in inner for i in part_ids(part, True)] + part_ids(last, joins)
 
     return lambda lines: [[i for word in line.split() for i in word_ids(word)] for line in lines]
-
-
-def _parts(word: str, ids: dict[str, int], joiner: str, prefix: bool, segment) -> list[str]:
-    runs = RUNS.findall(word)
-    if not segment:
-        return [word] if prefix else runs
-    cut = (enumerate(segment(run) if TELUGU.match(run) else [run]) for run in runs)
-    pairs = ((m, f"{joiner}{m}" if prefix and i else m) for morphs in cut for i, m in morphs)
-    return [joined if joined in ids else morph for morph, joined in pairs]
 
 
 def _bpe(merges: list[list[str]]) -> Callable[[str], list[str]]:

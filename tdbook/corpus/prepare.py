@@ -37,9 +37,8 @@ def prepare(p: dict, folder: Path, teacher: Llama | None = None, account=None) -
     words = tokens.tokenizer
     said += f" Training: {train}; validation: {val}; windows of {tokens.context}. {words.kind}, "
     said += f"{words.size:,} pieces, a vocabulary of {tokens.vocab_size:,}; "
-    size, characters = (tokens.bytes_per_token("val", unit) for unit in ("bytes", "characters"))
-    said += f"{size:.2f} bytes, {characters:.2f} characters a token."
-    return said + token_files.loss(tokens.meta)
+    sizes = (f"{tokens.bytes_per_token(unit=u):.2f} {u}" for u in ("bytes", "characters"))
+    return f"{said}{' and '.join(sizes)} a token.{token_files.loss(tokens.meta)}"
 
 
 def _write(p: dict, folder: Path, given: Tokenizer | None, teacher, account: text.Account) -> str:

@@ -3,9 +3,9 @@
 As upstream writes and reads them: train.bin, val.bin (confirm.bin and works.bin where asked) are
 raw little-endian ids; beside them lie meta.json, the tokenizer, and perhaps masks, a byte a token.
 documents.tsv lies beside tokens that were made here, and says where each document starts;
-offsets.json beside those for instruction tuning, where each example does. A reader
-may put sources.tsv there, which names the sources of train.bin: a line each, the number of its
-first token, a tab, its name. Legend: N windows of a split, D documents, S sources.
+train.offsets.json beside those for instruction tuning, where each example does. A reader may put
+sources.tsv there, which names the sources of train.bin: a line each, the number of its first token,
+a tab, its name. Legend: N windows of a split, D documents, S sources.
 """
 
 import csv
@@ -16,14 +16,13 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from tdbook.corpus import tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer, read_json
-from tdlib.data import EOS, UNK, Tokens, Windows, byte_each
+from tdlib.data import EOS, IGNORE, UNK, Tokens, Windows, byte_each
 from tdlib.files import whole_folder
 
 FULL_LOOK = 2**30  # bytes of a file of which every id is looked at when it is linked
@@ -31,12 +30,12 @@ MOST_UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the
 BLOCK = 2**18  # bytes read at once where ids are looked at
 VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
 COLUMNS = ("split", "start", "tokens", "source")  # of documents.tsv
+EXAMPLE = r'\{"start": ([^,]*), "length": ([^}]*)\}'  # of offsets.json
 NEIGHBOURS = 16  # windows that stand for a document where none is known
-# In a folder for instruction tuning, as upstream writes it.
-OTHER_NAMES = {"vocab_size": ("vocab_size_with_special", "add it, the rows of the embedding")}
-OTHER_NAMES["block_size"] = ("max_seq_len", "give the parameter context")
-SIZES = "(train|val|confirm|works)_(tokens|bytes|characters)"
-COUNTS = re.compile(f"vocab_size|block_size|pieces|{SIZES}")
+# of meta.json: upstream's names in a folder for instruction tuning; what to do without a name
+OTHER_NAMES = {"vocab_size_with_special": "vocab_size", "max_seq_len": "block_size"}
+ABSENT = {"vocab_size": "add it, the rows of the embedding", "block_size": "give a context"}
+COUNTS = "vocab_size|block_size|pieces|(train|val|confirm|works)_(tokens|bytes|characters)"
 
 
 def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
@@ -49,7 +48,17 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     path = next((path for path in paths if path.is_file()), None)
     tokenizer = given or (tokenizer_files.open(path) if path else None)
     meta = {"block_size": context, "eos_id": tokenizer.eos if tokenizer else EOS}
-    meta |= {"dtype": "uint32"} | _read_meta(folder / "meta.json", context)
+    # null is not there, nor need block_size be with a `context`
+    told = {name: n for name, n in read_json(folder / "meta.json").items() if n is not None}
+    told = {OTHER_NAMES.get(name, name): n for name, n in told.items()}
+    needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
+    for name in sorted(needed | {name for name in told if re.fullmatch(COUNTS, name)}):
+        count, most = told.get(name), VOCABULARY if name in ("vocab_size", "pieces") else 2**63
+        if type(count) is not int or not 1 <= count <= most:
+            fault = f"{folder / 'meta.json'}: {name} is {json.dumps(count)}, it must be a whole"
+            remedy = "copy or correct it" if name in told else ABSENT[name]
+            raise ValueError(f"{fault} number above 0, at most {most:,}: {remedy}")
+    meta |= {"dtype": "uint32"} | told
     names = ["train", "val"]
     names += [name for name in ("confirm", "works") if (folder / f"{name}.bin").is_file()]
     opened = {name: _open_split(folder / f"{name}.bin", meta, context) for name in names}
@@ -61,27 +70,9 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     if tokenizer and not (own and size >= tokens.vocab_size):
         fault = f"{tokenizer.path} has {tokenizer.size:,} pieces and <eos> is id {tokenizer.eos}"
         fault += f", the tokens' vocab_size is {tokens.vocab_size:,} and <eos> is {tokens.eos}"
-        remedy = (
-            "correct meta.json" if tokenizer.size > size else "the file in which pieces were added"
-        )
+        remedy = "correct meta.json" if tokenizer.size > size else "the file with the added pieces"
         raise ValueError(f"{fault}: give theirs, or {remedy}")
     return tokens
-
-
-def _read_meta(path: Path, context: int) -> dict:
-    """What it says, under the names of here; null is as if it was not there."""
-    told = {name: n for name, n in read_json(path).items() if n is not None}
-    told = {name: told[o] for name, (o, _) in OTHER_NAMES.items() if o in told} | told
-    for name in sorted(name for name in told if COUNTS.fullmatch(name)):
-        count, most = told[name], VOCABULARY if name in ("vocab_size", "pieces") else 2**63
-        if type(count) is not int or not 1 <= count <= most:
-            fault = f"{path}: {name} is {json.dumps(count)}, it must be a whole"
-            raise ValueError(f"{fault} number above 0, at most {most:,}: copy or correct it")
-    for name, (other, remedy) in OTHER_NAMES.items():
-        if name not in told and not (context and name == "block_size"):
-            fault = f"{path} names no {name}, nor {other}, but {', '.join(told) or 'nothing'}"
-            raise ValueError(f"{fault}: {remedy}")
-    return told
 
 
 def _open_split(path: Path, meta: dict, context: int) -> Windows:
@@ -149,8 +140,7 @@ def write_tokens(folder, splits: dict, tokenizer: Tokenizer, context: int, vocab
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
         _check_unknown(tokenizer, meta["unk_rate"])
         if lost["lines"]:
-            shares = {name: lost[name] / lost["of_characters"] for name in ("characters", "added")}
-            shares["lines"] = lost["lines"] / lost["of_lines"]
+            shares = {name: lost[name] / lost[f"of_{name}"] for name in ("lines", "characters")}
             meta["lost"] = {"of_lines": lost["of_lines"], **shares}
             warnings.warn(f"{tokenizer.path}:{loss(meta)}", stacklevel=2)
         with open(beside / "documents.tsv", "w", encoding="utf8", newline="") as f:
@@ -170,18 +160,15 @@ def _encode(lines: Sequence[str], tokenizer: Tokenizer, sizes: Counter, lost: Co
         kept = tokenizer.decode(i for i in line_ids if i != tokenizer.unk)
         sizes.update(bytes=len(kept.encode()) + 1, characters=len(kept) + 1)
         lost.update(of_lines=1, of_characters=len(text), lines=kept != text)
-        if kept != text:
-            lost["characters"] += (Counter(text) - Counter(kept)).total()
-            lost["added"] += (Counter(kept) - Counter(text)).total()
+        lost["characters"] += (Counter(text) - Counter(kept)).total() if kept != text else 0
     return ids
 
 
 def loss(meta: dict) -> str:
     """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
-    words = " The tokenizer does not keep all text: {lines:.1%} of {of_lines:,} lines come back "
-    words += "changed, {characters:.2%} of all characters are lost, {added:.2%} added; bits are of "
-    words += "what comes back."
-    return words.format(**{"added": 0} | meta["lost"]) if "lost" in meta else ""
+    lost = "{lines:.1%} of {of_lines:,} lines come back changed, {characters:.2%} of all characters"
+    words = f" The tokenizer does not keep all text: {lost} are lost; bits are of what comes back."
+    return words.format(**meta["lost"]) if "lost" in meta else ""
 
 
 def link_tokens(
@@ -231,14 +218,12 @@ def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
 def _sizes(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> dict[str, int]:
     """Bytes and characters of a split's text, were all of it as the targets of windows spread
     evenly over those that have some."""
-    known, t, sizes = np.flatnonzero(windows.known_N), windows.context, Counter()
-    for i in known[np.unique(np.linspace(0, len(known) - 1, count).astype(int))]:
-        at = np.arange(i * t + 1, (i + 1) * t + 1)
-        ids = windows.ids[at if windows.mask is None else at[windows.mask[at] > 0]]
-        text = tokenizer.decode(ids.tolist())
-        sizes.update(tokens=len(ids), bytes=len(text.encode()), characters=len(text))
-    tokens = sizes.pop("tokens")
-    return {unit: max(1, round(size / tokens * len(windows.ids))) for unit, size in sizes.items()}
+    known = np.flatnonzero(windows.known_N)
+    rows = known[np.unique(np.linspace(0, len(known) - 1, count).astype(int))]
+    targets, share = windows.batch(rows)[1], windows.targets(rows) / len(windows.ids)
+    text = "".join(tokenizer.decode(y_T[y_T != IGNORE].tolist()) for y_T in targets)
+    sizes = {"bytes": len(text.encode()), "characters": len(text)}
+    return {unit: max(1, round(size / share)) for unit, size in sizes.items()}
 
 
 def origins(tokens: Tokens, split: str) -> tuple[np.ndarray, list[str]]:
@@ -246,7 +231,7 @@ def origins(tokens: Tokens, split: str) -> tuple[np.ndarray, list[str]]:
     Where documents are unknown, 16 neighbouring windows of one source stand for one."""
     windows, named = getattr(tokens, split), sources(tokens) if split == "train" else []
     documents = _starts(tokens.folder / "documents.tsv", COLUMNS, len(windows.ids), split)
-    path = tokens.folder / f"{split}.offsets.json"  # of examples for instruction tuning
+    path = tokens.folder / f"{split}.offsets.json"
     documents = documents or _starts(path, COLUMNS, len(windows.ids), split)
     middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
     first_S = [start for start, _ in named]
@@ -272,26 +257,15 @@ def sources(tokens: Tokens) -> list[tuple[int, str]]:
     return _starts(tokens.folder / "sources.tsv", ("start", "name"), len(tokens.train.ids))
 
 
-def _examples(file, size: int) -> list[list[str]]:
-    """Start and length of each example, by a list of both or of starts; [] for another content."""
-    try:
-        rows = json.load(file)
-        if isinstance(rows[0], int):
-            rows = [{"start": a, "length": b - a} for a, b in pairwise([*rows, size]) if a < size]
-        return [[str(row["start"]), str(row["length"])] for row in rows]
-    except (ValueError, TypeError, KeyError, IndexError):
-        return []
-
-
 def _starts(path: Path, columns: tuple, size: int, split: str = "") -> list[tuple[int, str]]:
     """First token and name of each row, [] without the file. ValueError: a row is cut or odd."""
     if not path.is_file():
         return []
     quoting = csv.QUOTE_MINIMAL if split else csv.QUOTE_NONE  # sources.tsv is typed by hand
     with open(path, encoding="utf8", newline="") as f:
-        json_rows = path.suffix == ".json"
-        rows = _examples(f, size) if json_rows else csv.reader(f, "excel-tab", quoting=quoting)
-        rows = [[split, *row, "unknown"] if json_rows else row for row in rows if row]
+        examples = re.findall(EXAMPLE, f.read()) if path.suffix == ".json" else []
+        lines = [f"{split}\t{start}\t{length}\tunknown" for start, length in examples] or f
+        rows = [row for row in csv.reader(lines, "excel-tab", quoting=quoting) if row]
     heading = rows and not any(cell[:1].isdecimal() for cell in rows[0])
     at, starts, last, end = columns.index("start"), [], -1, size
     for row in rows[bool(heading) :] or [[]]:

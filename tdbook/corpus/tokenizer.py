@@ -1,9 +1,9 @@
 """Text ↔ ids by three kinds of tokenizer, told apart by what the file holds, used in one way.
 
 SentencePiece .model: "▁" begins a word; the kind that is trained here.
-Hugging Face tokenizer.json: BPE or Unigram, with "▁" or over bytes (GPT-2's alphabet); or
-WordLevel, whose pieces join by "@@" as those of the next kind do.
-Morfessor, upstream's tokenizer.json: "@@" joins a piece to the next one, or to the one before.
+Hugging Face tokenizer.json: BPE or Unigram, with "▁" or over bytes (GPT-2's alphabet); WordLevel.
+Morfessor, upstream's tokenizer.json: "@@" joins a piece to the next one, or to the one before; and
+so it does in a WordLevel, which takes text that comes segmented alone.
 No special token is added, and text that spells one ("<eos>") stays text.
 Legend: V vocabulary; M windows, S tokens of each.
 """

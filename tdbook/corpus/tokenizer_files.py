@@ -13,7 +13,6 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from tdbook.corpus import morfessor
-from tdbook.corpus.morfessor import JOINER
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, KEYS, Tokenizer, by_id, read_json, refuse_unknown
 from tdlib.files import mark, own, write_whole
 
@@ -41,9 +40,9 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
         return morfessor.open_json(path, content, segmenter)
     if isinstance(content.get("model"), dict):
         return _hugging_face(path, content)
-    kind = f"of type {content['type']!r:.60}" if "type" in content else "without a `type`"
-    fault = f"{path} is a table {kind}; a tokenizer.json is read from Hugging Face (with `model`)"
-    raise ValueError(f"{fault} or of type {' or '.join(morfessor.TYPES)}: give one of these")
+    fault = f"{path} has no `model`, as Hugging Face's tokenizer.json has, and its `type` is "
+    fault += f"{content.get('type')!r:.60}, upstream's is {' or '.join(morfessor.TYPES)}"
+    raise ValueError(f"{fault}: give one of these")
 
 
 def files(tokenizer: Tokenizer) -> dict[str, Path]:
@@ -88,10 +87,11 @@ def _hugging_face(path: Path, content: dict) -> Tokenizer:
     controls = {ids[piece] for piece in special & {*ids}} - {unk} | {eos}
     known = dict(kind="Hugging Face", path=path, eos=eos, unk=unk, model=model, encode=encode)
     known["silent"] = frozenset(controls - {eos})
-    if content["model"].get("type") == "WordLevel":
-        pieces_V = by_id(path, ids)
-        prefix = _joins_before(path, content, pieces_V, unk)
-        return Tokenizer(**known, **morfessor.form(pieces_V, controls, JOINER, prefix))
+    if content["model"].get("type") == "WordLevel":  # text that spells a control has its id
+        known["encode"] = lambda x: [
+            [unk if i in controls else i for i in ids] for ids in encode(x)
+        ]
+        return Tokenizer(**known, **_words(path, content, by_id(path, ids), controls, unk))
     extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
     over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
     known["shown_V"] = _shown(path, model, ids, over_bytes)
@@ -129,24 +129,15 @@ def _read(path: Path, content: dict) -> tuple[tokenizers.Tokenizer, dict, set, d
     return model, ids, special, named
 
 
-def _joins_before(path: Path, content: dict, pieces: list[str], unk: int | None) -> bool:
-    """Whether the pieces of a WordLevel join to the one before; else they do to the one after."""
-    splits, normalizer = content.get("pre_tokenizer"), content.get("normalizer")
-    before = sum(piece.startswith(JOINER) for piece in pieces)
-    after = sum(piece.endswith(JOINER) for piece in pieces)
-    split = splits == {"type": "WhitespaceSplit"} and not normalizer
-    if not split or unk is None or before == after:
-        fault = f"{path} is a WordLevel whose normalizer is {normalizer!r:.40}, pre_tokenizer "
-        fault += (
-            f"{splits!r:.40}, id of unk_token {unk}; {before:,} of its pieces begin and {after:,}"
-        )
-        fault += (
-            f" end with {JOINER}. Read is one over segmented text: None, WhitespaceSplit, an id,"
-        )
-        raise ValueError(
-            f"{fault} more of one than of the other: give upstream's own tokenizer.json"
-        )
-    return before > after
+def _words(path: Path, content: dict, pieces: list[str], controls: set[int], unk) -> dict:
+    """What a Tokenizer knows of a WordLevel, whose pieces join by "@@" as upstream's do."""
+    more = sum(piece.startswith("@@") - piece.endswith("@@") for piece in pieces)
+    ways = {name: content.get(name) for name in ("normalizer", "pre_tokenizer")}
+    if [*ways.values()] != [None, {"type": "WhitespaceSplit"}] or unk is None or not more:
+        fault = f"{path} is a WordLevel over other text than is cut at spaces and joined by @@: "
+        fault += f"{ways}, unk_token's id {unk}, {more} more pieces begin than end with @@"
+        raise ValueError(f"{fault}: give upstream's own tokenizer.json")
+    return morfessor.form(pieces, controls, "@@", prefix=more > 0)
 
 
 def _ends(path: Path, named: dict, ids: dict, model: dict) -> tuple[int, int | None]:
@@ -176,20 +167,15 @@ def _unlike(config: dict, content: dict, ids: dict[str, int]) -> str:
 
 
 def _hide_special(content: dict, named: set[str]) -> tuple[set[str], dict]:
-    """The special tokens, and a content in which text that spells one does not become it: Unigram
-    and WordLevel, which would take them for words, get names for them that no text has; the others
-    are marked."""
+    """The special tokens, and a content in which text that spells one does not become it: Unigram,
+    which would take them for words, gets names for them that no text has; the others are marked."""
     model, added = content["model"], content.get("added_tokens") or []
     special = named | {token["content"] for token in added if token["special"]}
     special = {piece for piece in special if not BYTE.fullmatch(piece)}
-    words = model.get("type") == "WordLevel"
-    rows = model["vocab"].items() if words else model["vocab"]
-    hidden = {row[0] for row in rows if not isinstance(row, str)} & special
+    hidden = {row[0] for row in model["vocab"] if isinstance(row, list)} & special
     if hidden:
-        vocab = [[HIDDEN + p if p in hidden else p, score] for p, score in rows]
-        model = model | {"vocab": dict(vocab) if words else vocab}
-    if words and model.get("unk_token") in hidden:
-        model |= {"unk_token": HIDDEN + model["unk_token"]}
+        rows = [[HIDDEN + p if p in hidden else p, score] for p, score in model["vocab"]]
+        model = model | {"vocab": rows}
     left = [t for t in added if t["content"] not in hidden and not BYTE.fullmatch(t["content"])]
     left = [token | {"special": token["content"] in special} for token in left]
     return special, content | {"model": model, "added_tokens": left}

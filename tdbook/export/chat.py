@@ -18,16 +18,15 @@ from tdlib.model import Llama
 
 TEMPERATURE, TOKENS = 0.8, 200
 HOW = "It goes on with your text; it was not taught to answer. Ctrl-C ends a text, Ctrl-D all."
-HINT = "Type text as segmented (ఊరి{}), or give SEGMENTER=morfessor.bin."
+HINT = "\nType text as segmented (ఊరి@@ లో, or ఊరి @@లో), or give SEGMENTER=morfessor.bin."
 
 
 def chat(pairs: dict[str, str]) -> None:
     """MODEL= [SEGMENTER=] of the command line. Until Ctrl-D, or the end of what is piped in."""
     path, seed = shipping.find(pairs.get("MODEL", "")), 0
     model, tokenizer = opened(path, pairs.get("SEGMENTER", ""))
-    print(f"{path}\n{HOW}")
-    if tokenizer and tokenizer.joined:
-        print(HINT.format(" @@లో" if tokenizer.marked else "@@ లో"))
+    raw = not tokenizer or not tokenizer.joined
+    print(f"{path}\n{HOW}{'' if raw else HINT}")
     while True:
         try:
             text = input("\n> ").strip()

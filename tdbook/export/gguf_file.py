@@ -168,11 +168,9 @@ def _joined(tokenizer: Tokenizer) -> list[dict]:
 def _sentencepiece(tokenizer: Tokenizer) -> list[dict]:
     sp, V = tokenizer.model, range(tokenizer.size)
     form = dict(pieces=[*map(sp.id_to_piece, V)], scores=[*map(sp.get_score, V)])
-    form |= dict(space=sp.encode("a", out_type=str)[0].startswith("▁"))
-    form |= dict(trims=sp.encode("a  a") == sp.encode("a a"))
-    charsmap = ModelProto.FromString(tokenizer.path.read_bytes()).normalizer_spec
-    unigram = form | dict(model="t5", charsmap=charsmap.precompiled_charsmap)
-    return [form | dict(model="llama"), unigram]
+    spec = ModelProto.FromString(tokenizer.path.read_bytes()).normalizer_spec
+    form |= dict(space=spec.add_dummy_prefix, trims=spec.remove_extra_whitespaces)
+    return [form | dict(model="llama"), form | dict(model="t5", charsmap=spec.precompiled_charsmap)]
 
 
 def _json(tokenizer: Tokenizer) -> list[dict]:

@@ -32,10 +32,9 @@ def tokenizer_files(tokenizer: Tokenizer, folder: Path, context: int) -> dict[st
     if tokenizer.kind == "Hugging Face":
         files = {"tokenizer.json": tokenizer.path}
         if tokenizer.joined:  # AutoTokenizer's decode joins by it
-            decoder = cards.templates("release.yaml")["joins"][tokenizer.marked]
+            decoder = {"decoder": cards.templates("release.yaml")["joins"][tokenizer.marked]}
             files["tokenizer.json"] = folder / "tokenizer.json"
-            content = json.dumps(read_json(tokenizer.path) | {"decoder": decoder})
-            files["tokenizer.json"].write_text(content, encoding="utf8")
+            files["tokenizer.json"].write_text(json.dumps(read_json(tokenizer.path) | decoder))
     elif (converted := _converted(tokenizer)) is None:
         return {"sentencepiece.model": tokenizer.path}
     else:

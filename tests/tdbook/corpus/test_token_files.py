@@ -92,7 +92,6 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     kept, lost = one.decode(i for i in tokens.val.ids if i != one.unk), tokens.meta["lost"]
     assert tokens.meta["val_bytes"] == len(kept.encode()) and kept != f"{odd}\n" * 20
     assert tokens.meta["val_characters"] == len(kept)
-    assert (lost["added"] > 0) == (kind in ("ZWNJ", "ligatures"))  # a space for it, "fi"
     assert lost["lines"] == pytest.approx(21 / (len(lines) + 21)) and 0 < lost["characters"] < 0.5
 
 
@@ -115,10 +114,7 @@ def test_what_meta_json_does_not_say_comes_from_the_files(tmp_path, dtype):
     few = {"vocab_size": 50, "total_tokens": 2000, "tokenizer_type": "bpe", "block_size": None}
     few |= {"dtype": dtype} if dtype == "uint16" else {}
     (folder / "meta.json").write_text(json.dumps(few))
-    with pytest.raises(
-        ValueError,
-        match=r"names no block_size, nor max_seq_len, but vocab_.*: give the parameter context",
-    ):
+    with pytest.raises(ValueError, match=r"block_size is null, .*: give a context"):
         token_files.open_tokens(folder)
     token_files.link_tokens(folder, tmp_path / "run", context=T)
     tokens = token_files.open_tokens(tmp_path / "run")
