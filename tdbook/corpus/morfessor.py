@@ -82,10 +82,9 @@ def _encoder(ids: dict[str, int], unk: int, joiner: str, prefix: bool, merge, se
     """
 
     def find(text: str, joins: bool) -> int | None:
-        if prefix:
-            return ids.get(text)
-        # one that ends in a joiner of its own: no sign that it joins
-        return None if text.endswith(joiner) else ids.get(text + joiner * joins)
+        if text.endswith(joiner) and not prefix:  # of the text itself: no sign that it joins
+            return None
+        return ids.get(text + joiner if joins and not prefix else text)
 
     def part_ids(part: str, joins: bool) -> list[int]:
         if (whole := find(part, joins)) is not None:
@@ -101,9 +100,8 @@ def _encoder(ids: dict[str, int], unk: int, joiner: str, prefix: bool, merge, se
 
     def parts_of(word: str) -> Iterator[str]:
         for run in [word] if prefix and not segment else RUNS.findall(word):
-            morphs = segment(run) if segment and TELUGU.match(run) else [run]
-            marked = [joiner + morph if prefix and i else morph for i, morph in enumerate(morphs)]
-            yield from (m if m in ids else morph for m, morph in zip(marked, morphs, strict=True))
+            for i, morph in enumerate(segment(run) if segment and TELUGU.match(run) else [run]):
+                yield joiner + morph if prefix and i and joiner + morph in ids else morph
 
     @lru_cache(2**18)
     def word_ids(word: str) -> list[int]:

@@ -30,7 +30,7 @@ MOST_UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the
 BLOCK = 2**18  # bytes read at once where ids are looked at
 VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
 COLUMNS = ("split", "start", "tokens", "source")  # of documents.tsv
-EXAMPLE = r'\{"start": ([^,]*), "length": ([^}]*)\}'  # of offsets.json
+EXAMPLE = r'{"start": (\w+), "length": (\w+)}'  # of offsets.json
 NEIGHBOURS = 16  # windows that stand for a document where none is known
 # of meta.json: upstream's names in a folder for instruction tuning; what to do without a name
 OTHER_NAMES = {"vocab_size_with_special": "vocab_size", "max_seq_len": "block_size"}
@@ -151,8 +151,7 @@ def write_tokens(folder, splits: dict, tokenizer: Tokenizer, context: int, vocab
 
 
 def _encode(lines: Sequence[str], tokenizer: Tokenizer, sizes: Counter, lost: Counter) -> list[int]:
-    """A document's ids. `sizes` counts the bytes and characters that come back, a normaliser's
-    among them, `lost` those that do not."""
+    """A document's ids; `sizes` counts the text that comes back, `lost` what does not."""
     ids = []
     for line, line_ids in zip(lines, tokenizer.encode(lines), strict=True):
         ids += [*line_ids, tokenizer.eos]
@@ -216,8 +215,7 @@ def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
 
 
 def _sizes(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> dict[str, int]:
-    """Bytes and characters of a split's text, were all of it as the targets of windows spread
-    evenly over those that have some."""
+    """Of a split's text, were all of it as the targets of windows spread evenly over it."""
     known = np.flatnonzero(windows.known_N)
     rows = known[np.unique(np.linspace(0, len(known) - 1, count).astype(int))]
     targets, share = windows.batch(rows)[1], windows.targets(rows) / len(windows.ids)
@@ -271,7 +269,8 @@ def _starts(path: Path, columns: tuple, size: int, split: str = "") -> list[tupl
     for row in rows[bool(heading) :] or [[]]:
         numbers = row[at:-1]
         if len(row) != len(columns) or not all(row) or not all(map(str.isdecimal, numbers)):
-            fault = f"{path}: {row} is no row of it, it must be {', '.join(columns)}"
+            wanted = ", ".join(columns) if path.suffix == ".tsv" else '{"start": 0, "length": 9}'
+            fault = f"{path}: {row} is no row of it, it must be {wanted}"
             raise ValueError(f"{fault}: copy it again, or take it away")
         if split in ("", row[0]):
             start, end = int(numbers[0]), sum(map(int, numbers)) if split else size

@@ -2,8 +2,7 @@
 
 SentencePiece .model: "▁" begins a word; the kind that is trained here.
 Hugging Face tokenizer.json: BPE or Unigram, with "▁" or over bytes (GPT-2's alphabet); WordLevel.
-Morfessor, upstream's tokenizer.json: "@@" joins a piece to the next one, or to the one before; and
-so it does in a WordLevel, which takes text that comes segmented alone.
+Morfessor, upstream's tokenizer.json: "@@" joins a piece to the next or the last, as in a WordLevel.
 No special token is added, and text that spells one ("<eos>") stays text.
 Legend: V vocabulary; M windows, S tokens of each.
 """

@@ -40,9 +40,8 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
         return morfessor.open_json(path, content, segmenter)
     if isinstance(content.get("model"), dict):
         return _hugging_face(path, content)
-    fault = f"{path} has no `model`, as Hugging Face's tokenizer.json has, and its `type` is "
-    fault += f"{content.get('type')!r:.60}, upstream's is {' or '.join(morfessor.TYPES)}"
-    raise ValueError(f"{fault}: give one of these")
+    fault = f"{path} has no `model`, as Hugging Face's has, and the `type` {content.get('type')!r}"
+    raise ValueError(f"{fault:.300}, not {' or '.join(morfessor.TYPES)}: give one of these")
 
 
 def files(tokenizer: Tokenizer) -> dict[str, Path]:
@@ -87,10 +86,8 @@ def _hugging_face(path: Path, content: dict) -> Tokenizer:
     controls = {ids[piece] for piece in special & {*ids}} - {unk} | {eos}
     known = dict(kind="Hugging Face", path=path, eos=eos, unk=unk, model=model, encode=encode)
     known["silent"] = frozenset(controls - {eos})
-    if content["model"].get("type") == "WordLevel":  # text that spells a control has its id
-        known["encode"] = lambda x: [
-            [unk if i in controls else i for i in ids] for ids in encode(x)
-        ]
+    if content["model"].get("type") == "WordLevel":  # makes controls of text that spells one
+        known["encode"] = lambda x: [[unk if i in controls else i for i in y] for y in encode(x)]
         return Tokenizer(**known, **_words(path, content, by_id(path, ids), controls, unk))
     extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
     over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])

@@ -1,13 +1,11 @@
 """Folders of tokens and their windows, against numpy and a bare SentencePieceProcessor."""
 
-import contextlib
 import csv
 import json
 import re
 import shutil
 import warnings
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,8 @@ import torch
 from tdbook.corpus import token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
 from tdlib import data, evaluate, train
-from tests.helpers import refused, tiny_model, token_folder, trained_sentencepiece
+from tests import upstream as upstreams
+from tests.helpers import tiny_model, token_folder, trained_sentencepiece
 from tests.tdbook.corpus.test_tokenizer import CASES
 
 T = 16
@@ -229,66 +228,34 @@ def test_a_stream_gives_the_same_batches_and_reads_at_most_two_ahead(mask):
         list(windows.stream([[0], [99]]))
 
 
-def test_a_mask_beside_the_ids_hides_targets_and_no_input(upstream):
-    mask = np.random.default_rng(0).integers(0, 2, 1000).astype("u1")
-    plain = token_files.open_tokens(upstream).train.batch(range(62))
-    mask.tofile(upstream / "train.mask.bin")
-    ids_BT, targets_BT = token_files.open_tokens(upstream).train.batch(range(62))
-    assert torch.equal(ids_BT, plain[0])
-    shown_BT = torch.from_numpy(mask[1 : 62 * T + 1].reshape(62, T)) > 0
-    assert torch.equal(targets_BT, torch.where(shown_BT, plain[1], -100))
-
-
 def test_a_folder_for_instruction_tuning_is_read_as_upstream_writes_it(tokenizer, lines, tmp_path):
     """Losses are masked means by hand; bits are of the text that is learnt."""
-    rng, folder, examples = np.random.default_rng(0), tmp_path / "given", {}
-    for split, count in (("train", 40), ("val", 25)):
-        parts = [[*ids, 3] for ids in tokenizer.encode(lines[:count])]
-        ids, ends = np.concatenate(parts), np.cumsum([0, *map(len, parts)])
-        mask = np.concatenate([np.arange(len(p)) >= len(p) * rng.random() for p in parts])
-        mask &= ids < 450  # longer pieces
-        mask[: 3 * T + 1] = False  # windows 0 to 2 have no target
-        examples[split] = ids, mask.astype("u1"), ends
-    token_folder(folder, examples["train"][0], examples["val"][0])
-    meta = {"vocab_size_original": 696, "vocab_size_with_special": 700, "max_seq_len": 64}
-    (folder / "meta.json").write_text(json.dumps(meta | {"splits": {"train": {"examples": 40}}}))
-    for split, (_, mask, ends) in examples.items():
-        mask.tofile(folder / f"{split}.mask.bin")
-        rows = [{"start": int(a), "length": int(b - a)} for a, b in pairwise(ends)]
-        (folder / f"{split}.offsets.json").write_text(json.dumps(rows))
+    parts = (tokenizer.encode(part) for part in (lines[:40], lines[40:65]))
+    given = ([i for line in part for i in [*line, 3]] for part in parts)
+    upstreams.questions(folder := token_folder(tmp_path / "given", *given), 700, 64)
     assert token_files.open_tokens(folder).context == 64
     token_files.link_tokens(folder, tmp_path / "tokens", tokenizer=tokenizer, context=T)
-    tokens, (ids, mask, ends) = token_files.open_tokens(tmp_path / "tokens"), examples["val"]
+    tokens, rows = token_files.open_tokens(tmp_path / "tokens"), (folder / "val.offsets.json")
+    ids, mask = np.fromfile(folder / "val.bin", "<i4"), np.fromfile(folder / "val.mask.bin", "u1")
     assert (tokens.vocab_size, tokens.context, len(tokens.val.ids)) == (700, T, len(ids))
-    example_N, _ = token_files.origins(tokens, "val")
-    assert example_N.tolist() == [sum(ends <= i * T + T // 2) - 1 for i in range(len(example_N))]
-    at_N = [np.arange(i * T + 1, i * T + T + 1) for i in range((len(ids) - 1) // T)]
-    learnt_N = [ids[at][mask[at] > 0] for at in at_N]
-    size = sum(len(tokenizer.decode(x)) for x in learnt_N) / sum(map(len, learnt_N))
-    assert tokens.bytes_per_token("val", "characters") == pytest.approx(size, rel=1e-3)
-    model, means, nats = tiny_model(vocab=700, context=T), [], []
-    for at in at_N:
+    rows, example_N = json.loads(rows.read_text()), token_files.origins(tokens, "val")[0]
+    middles = range(T // 2, len(example_N) * T, T)
+    assert [sum(row["start"] <= at for row in rows) - 1 for at in middles] == example_N.tolist()
+    model, means, nats, size = tiny_model(vocab=700, context=T), [], [], 0
+    for at in (np.arange(i, i + T) for i in range(0, len(example_N) * T, T)):
         with torch.no_grad():
-            logp = (
-                model(torch.from_numpy(ids[at - 1].astype("i8"))[None])[0].double().log_softmax(-1)
-            )
-        each = [-float(logp[j, ids[k]]) for j, k in enumerate(at) if mask[k]]
-        means, nats = [*means, sum(each) / len(each) if each else np.nan], nats + each
+            logp_TV = model(torch.from_numpy(ids[at])[None])[0].double().log_softmax(-1)
+        each = [-float(logp_TV[j, ids[k + 1]]) for j, k in enumerate(at) if mask[k + 1]]
+        means, nats = [*means, np.mean(each) if each else np.nan], nats + each
+        size += len(tokenizer.decode(ids[at + 1][mask[at + 1] > 0]))
+    assert tokens.bytes_per_token("val", "characters") == pytest.approx(size / len(nats), rel=1e-3)
     found = evaluate.evaluate(model, tokens.val, model, fixed=20)
     np.testing.assert_allclose(found.window_loss_N, means, rtol=1e-5)
-    row = found.row(tokens.bytes_per_token(), size)
-    assert (
-        row["windows_left_out"] == sum(np.isnan(means)) >= 3 and np.isfinite([*row.values()]).all()
-    )
-    log, recipe = [], train.Recipe(ce_weight=1.0, epochs=1, batch_tokens=len(ids))
-    train.fit(model, tokens.val, recipe, record=log.append)
-    assert log[-1]["train/loss"] == pytest.approx(np.mean(nats), rel=1e-5)  # of all targets
-    for given, said in (([*map(int, ends)], ""), (rows[:-1], "cut short"), (["x"], "[] is no row")):
-        (folder / "val.offsets.json").write_text(json.dumps(given))
-        with refused("val.offsets.json: ", said) if said else contextlib.nullcontext():
-            token_files.link_tokens(folder, tmp_path / "other", tokenizer=tokenizer, context=T)
-            other_N, _ = token_files.origins(token_files.open_tokens(tmp_path / "other"), "val")
-            assert other_N.tolist() == example_N.tolist()
+    row = found.row(tokens.bytes_per_token(), 2.0)
+    assert row["windows_left_out"] == sum(np.isnan(means)) > 2 and all(np.isfinite([*row.values()]))
+    recipe = train.Recipe(ce_weight=1.0, epochs=1, batch_tokens=len(ids))
+    train.fit(model, tokens.val, recipe, record=(log := {}).update)
+    assert log["train/loss"] == pytest.approx(np.mean(nats), rel=1e-5)  # of all targets
 
 
 def memory(which: str) -> int:
@@ -317,10 +284,12 @@ def test_without_documents_sixteen_neighbours_stand_for_one(upstream):
 
 
 @pytest.mark.parametrize(("rows", "said"), CASES["documents"])
-def test_documents_tsv_of_other_tokens_is_told(upstream, rows, said):
-    (upstream / "documents.tsv").write_text(f"split\tstart\ttokens\tsource\n{rows}" if rows else "")
-    with pytest.raises(ValueError, match=rf"documents.tsv:? .*{said}"):
-        token_files.origins(token_files.open_tokens(upstream), "train")
+def test_documents_of_other_tokens_are_told_when_tokens_are_linked(upstream, tmp_path, rows, said):
+    name = "train.offsets.json" if rows[:1] == "[" else "documents.tsv"
+    heading = "split\tstart\ttokens\tsource\n" if rows[:1] == "t" else ""
+    (upstream / name).write_text(heading + rows)
+    with pytest.raises(ValueError, match=rf"{name}:? .*{said}"):
+        token_files.link_tokens(upstream, tmp_path / "run")
 
 
 def test_weights_beside_the_ids_are_a_file_of_as_many_bytes_that_can_be_filled(upstream, tmp_path):
