@@ -18,7 +18,7 @@ from tdlib.model import Llama
 
 TEMPERATURE, TOKENS = 0.8, 200
 HOW = "It goes on with your text; it was not taught to answer. Ctrl-C ends a text, Ctrl-D all."
-HINT = "\nType text as segmented (ఊరి@@ లో, or ఊరి @@లో), or give SEGMENTER=morfessor.bin."
+HINT = "\nType text as segmented (ఊరి@@ లో; in v4 the mark comes first), or give SEGMENTER=m.bin."
 
 
 def chat(pairs: dict[str, str]) -> None:
