@@ -50,7 +50,7 @@ def opened(folder: Path, form: str, ids: dict) -> Tokenizer:
 
 def slowly(form: str, ids: dict, word: str) -> list[int]:
     """A word by the rules: of v4 what is not in the table goes into characters, or through BPE."""
-    ids, rest = {p: i for p, i in ids.items() if p not in SPECIAL}, word.removeprefix("@@")
+    rest = word.removeprefix("@@")
     if word in ids or form != "v4":
         return [ids.get(word, 1)]
     parts = [*rest] if re.search("[\u0c00-\u0c7f]", rest) else merged_slowly(RANKS, rest)
@@ -68,7 +68,8 @@ def test_ids_and_text_are_the_plain_reader_s_here_and_in_what_is_released(lines,
     text, table = segmented(lines, before)
     one, names = opened(tmp_path, form, table), [*table]
     assert (one.eos, one.unk, one.silent, one.size) == (3, 1, {0, 2, 4}, len(table))
-    words = {word: slowly(form, table, word) for line in text for word in line.split()}
+    bare = {piece: i for piece, i in table.items() if piece not in SPECIAL}
+    words = {word: slowly(form, bare, word) for word in {*" ".join(text).split()}}
     ids = one.encode(text)
     assert ids == [[i for word in line.split() for i in words[word]] for line in text]
     assert {i for x in ids for i in x} & {0, 1, 2, 3, 4} == {1}
