@@ -74,8 +74,7 @@ def test_ids_and_text_are_the_plain_reader_s_here_and_in_what_is_released(lines,
     assert ids == [[i for word in line.split() for i in words[word]] for line in text]
     assert {i for x in ids for i in x} & {0, 1, 2, 3, 4} == {1}
     order = random.Random(1).sample(range(len(ids)), len(ids))  # no cache changes an id
-    again = opened(tmp_path, form, table).encode([text[i] for i in order])
-    assert again == [ids[i] for i in order]
+    assert opened(tmp_path, form, table).encode([text[i] for i in order]) == [ids[i] for i in order]
     assert [one.decode(x) for x in ids] == [read([names[i] for i in x], before) for x in ids]
     for x in ids[:300:9]:  # a joiner at a cut is hidden, and text comes as it is decoded
         whole, head = one.decode(x), one.decode(x[:7])
@@ -83,7 +82,6 @@ def test_ids_and_text_are_the_plain_reader_s_here_and_in_what_is_released(lines,
         assert "".join(chat.follow(iter(x[7:]), x[:7], one.decode)) == whole[len(head) :]
         assert "".join(one.pieces(x)).replace("▁", " ").removeprefix(" ") == whole
         assert one.decode([0, 2, *x, 3, 4, *x, 0, 3]) == f"{whole}\n{whole}\n"
-
     (folder := tmp_path / "made").mkdir()
     model = tiny_model(vocab=one.size, layers=1, dim=32, mlp_dim=32, context=48)
     model.save(tmp_path / "m", model_tokenizer.tokenizer_files(one, folder, 48))
@@ -93,7 +91,8 @@ def test_ids_and_text_are_the_plain_reader_s_here_and_in_what_is_released(lines,
     whole = [one.decode(x) for x in known]
     assert [file.decode([3, *x]).strip(" ") for x in known[::5]] == whole[::5]
     if form == "v4":
-        exec((folder / "run_gguf.py").read_text(), script := {"__name__": "run_gguf"})
+        script = {"__name__": "", "__file__": folder / "run_gguf.py"}
+        exec(script["__file__"].read_text(), script)
         assert [script["encode"](line) for line in text[:-1]] == ids[:-1]
         assert [script["decode"](x) for x in known] == whole
     else:
