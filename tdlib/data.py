@@ -114,9 +114,9 @@ class Tokens:
     def eos(self) -> int:
         return self.meta.get("eos_id", EOS)
 
-    def bytes_per_token(self, split: str = "val") -> float:
-        """UTF-8 bytes of the text that is kept, a token; NaN where that is unknown."""
-        return self.meta.get(f"{split}_bytes", np.nan) / self.meta[f"{split}_tokens"]
+    def bytes_per_token(self, split: str = "val", unit: str = "bytes") -> float:
+        """UTF-8 bytes, or "characters", of the text that is kept, a token; NaN: unknown."""
+        return self.meta.get(f"{split}_{unit}", np.nan) / self.meta[f"{split}_tokens"]
 
 
 def _pinned(x: Tensor, device: str) -> Tensor:

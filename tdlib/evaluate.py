@@ -35,22 +35,22 @@ class Evaluation:
     agreement: float  # share of tokens where both would choose the same next one
     acceptance: float  # how often the teacher would keep what the model drafts (2211.17192)
 
-    def row(self, bytes_per_token: float) -> dict[str, float]:
-        """Every metric that is one number."""
+    def row(self, bytes_per_token: float, characters_per_token: float = math.nan) -> dict:
+        """Every metric that is one number; NaN: unknown."""
         loss = known_mean(self.window_loss_N)
         confidence, accuracy, share = (np.asarray(x) for x in self.calibration.values())
-        row = {
+        return {
             "loss": loss,
             "loss_fixed": known_mean(self.token_loss_MT),
             "perplexity": math.exp(loss),
             "bits_per_byte": loss / math.log(2) / bytes_per_token,
+            "bits_per_character": loss / math.log(2) / characters_per_token,
             "kl": self.kl,
             "agreement": self.agreement,
             "acceptance": self.acceptance,
             "calibration_error": float((share * np.abs(accuracy - confidence)).sum()),
+            "windows_left_out": int(np.isnan(self.window_loss_N).sum()),  # none has a target
         }
-        left_out = int(np.isnan(self.window_loss_N).sum())  # none has a target
-        return row | ({"windows_left_out": left_out} if left_out else {})
 
     def save(self, folder: Path, name: str) -> None:
         """scores/val/<name>.npy and .npz, which 04 reads instead of running the model again."""

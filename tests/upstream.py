@@ -4,6 +4,7 @@ a tokenizer.json with @@, train.bin, val.bin and meta.json, and a checkpoint."""
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,19 +70,37 @@ def write(folder: Path, lines: list[str], size: int, val_share: float = 0.1) -> 
     return ids
 
 
+def questions(folder: Path, size: int, context: int) -> None:
+    """Makes of token files those of instruction tuning: four lines an example, of which the last is
+    learnt, so that some windows have no target."""
+    for path in [*folder.glob("*.bin")]:
+        ids = np.fromfile(path, "<u4")
+        line_S = np.cumsum(ids == 3) - (ids == 3)
+        (line_S % 4 == 3).astype("u1").tofile(path.with_suffix(".mask.bin"))
+        starts = [*np.flatnonzero(np.diff(line_S // 4, prepend=-1)).tolist(), len(ids)]
+        rows = [{"start": start, "length": end - start} for start, end in pairwise(starts)]
+        path.with_suffix(".offsets.json").write_text(json.dumps(rows))
+    meta = {"vocab_size_original": size - 4, "vocab_size_with_special": size}
+    (folder / "meta.json").write_text(json.dumps(meta | {"max_seq_len": context}))
+
+
 def state_of(model) -> dict[str, torch.Tensor]:
-    """Our weights by upstream's names: Q, K, V fused, RoPE's neighbours paired, row by row."""
+    """Our weights by upstream's names, RoPE's neighbours paired, row by row: Q, K and V fused, or
+    with QK norms as in the second version."""
     state, ours, c = {}, model.state_dict(), model.config
     for i in range(c.layers):
-        fused = []
-        for name in "qkv":
-            weight = ours[f"layers.{i}.self_attn.{name}_proj.weight"]
-            if name != "v":
-                halves = weight.view(c.heads, 2, c.head_dim // 2, c.dim)
-                weight = halves.transpose(1, 2).reshape(weight.shape)
-            fused.append(weight)
-        at = f"transformer.h.{i}"
-        state[f"{at}.attn.c_attn.weight"] = torch.cat(fused)
+        at, parts, half = f"transformer.h.{i}", {}, c.head_dim // 2
+        for name in ("q_proj", "k_proj", "v_proj", *(("q_norm", "k_norm") if c.qk_norm else ())):
+            weight = ours[f"layers.{i}.self_attn.{name}.weight"]
+            if name != "v_proj":
+                other = torch.empty_like(weight)
+                for head in range(0, len(weight), 2 * half):
+                    for j in range(half):
+                        other[head + 2 * j] = weight[head + j]
+                        other[head + 2 * j + 1] = weight[head + half + j]
+                weight = other
+            parts[f"{at}.attn.{name}.weight"] = weight
+        state |= parts if c.qk_norm else {f"{at}.attn.c_attn.weight": torch.cat([*parts.values()])}
         for theirs, mine in NAMES.items():
             state[f"{at}.{theirs}.weight"] = ours[f"layers.{i}.{mine}.weight"]
     state["transformer.ln_f.weight"] = ours["norm.weight"]
@@ -94,6 +113,8 @@ def checkpoint(model) -> dict:
     state["lm_head.weight"] = state["transformer.wte.weight"]
     shape = {"block_size": c.context, "vocab_size": c.vocab_size, "n_layer": c.layers}
     shape |= {"n_head": c.heads, "n_embd": c.dim, "dropout": 0.1, "bias": False}
+    if c.qk_norm:
+        shape |= {"n_kv_head": c.kv_heads, "use_qk_norm": True, "tie_embeddings": True}
     made = {"model": {f"_orig_mod.{name}": weight for name, weight in state.items()}}
     made |= {"optimizer": None, "config": shape | {"rope_theta": 10000.0}}
     return made | {"architecture": "llama", "step": 45000, "val_loss": None}

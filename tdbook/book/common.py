@@ -57,7 +57,8 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
         found = evaluate.evaluate(net, tokens.val, teacher, **how)
         found.save(this.path("scores", "val"), name)
         parameters = sum(p.numel() for p in net.parameters())
-        return {"parameters": parameters} | found.row(tokens.bytes_per_token())
+        sizes = (tokens.bytes_per_token(unit=unit) for unit in ("bytes", "characters"))
+        return {"parameters": parameters} | found.row(*sizes)
 
     row = this.once(f"row of {name}", evaluated)
     this.models[name] = row

@@ -37,7 +37,8 @@ def prepare(p: dict, folder: Path, teacher: Llama | None = None, account=None) -
     words = tokens.tokenizer
     said += f" Training: {train}; validation: {val}; windows of {tokens.context}. {words.kind}, "
     said += f"{words.size:,} pieces, a vocabulary of {tokens.vocab_size:,}; "
-    return f"{said}{tokens.bytes_per_token():.2f} bytes a token.{token_files.loss(tokens.meta)}"
+    sizes = (f"{tokens.bytes_per_token(unit=u):.2f} {u}" for u in ("bytes", "characters"))
+    return f"{said}{' and '.join(sizes)} a token.{token_files.loss(tokens.meta)}"
 
 
 def _write(p: dict, folder: Path, given: Tokenizer | None, teacher, account: text.Account) -> str:

@@ -2,9 +2,10 @@
 
 As upstream writes and reads them: train.bin, val.bin (confirm.bin and works.bin where asked) are
 raw little-endian ids; beside them lie meta.json, the tokenizer, and perhaps masks, a byte a token.
-documents.tsv lies beside tokens that were made here, and says where each document starts. A reader
-may put sources.tsv there, which names the sources of train.bin: a line each, the number of its
-first token, a tab, its name. Legend: N windows of a split, D documents, S sources.
+documents.tsv lies beside tokens that were made here, and says where each document starts;
+train.offsets.json beside those for instruction tuning, where each example does. A reader may put
+sources.tsv there, which names the sources of train.bin: a line each, the number of its first token,
+a tab, its name. Legend: N windows of a split, D documents, S sources.
 """
 
 import csv
@@ -21,7 +22,7 @@ import numpy as np
 
 from tdbook.corpus import tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer, read_json
-from tdlib.data import EOS, UNK, Tokens, Windows, byte_each
+from tdlib.data import EOS, IGNORE, UNK, Tokens, Windows, byte_each
 from tdlib.files import whole_folder
 
 FULL_LOOK = 2**30  # bytes of a file of which every id is looked at when it is linked
@@ -29,8 +30,12 @@ MOST_UNKNOWN = 0.1  # share of <unk> from which on a tokenizer does not know the
 BLOCK = 2**18  # bytes read at once where ids are looked at
 VOCABULARY = 2**24  # pieces, at most; the largest in public have a million
 COLUMNS = ("split", "start", "tokens", "source")  # of documents.tsv
+EXAMPLE = r'{"start": (\w+), "length": (\w+)}'  # of offsets.json
 NEIGHBOURS = 16  # windows that stand for a document where none is known
-COUNTS = re.compile("vocab_size|block_size|pieces|(train|val|confirm|works)_(tokens|bytes)")
+# of meta.json: upstream's names in a folder for instruction tuning; what to do without a name
+OTHER_NAMES = {"vocab_size_with_special": "vocab_size", "max_seq_len": "block_size"}
+ABSENT = {"vocab_size": "add it, the rows of the embedding", "block_size": "give a context"}
+COUNTS = "vocab_size|block_size|pieces|(train|val|confirm|works)_(tokens|bytes|characters)"
 
 
 def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = None) -> Tokens:
@@ -45,12 +50,14 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     meta = {"block_size": context, "eos_id": tokenizer.eos if tokenizer else EOS}
     # null is not there, nor need block_size be with a `context`
     told = {name: n for name, n in read_json(folder / "meta.json").items() if n is not None}
+    told = {OTHER_NAMES.get(name, name): n for name, n in told.items()}
     needed = {"vocab_size"} if context else {"vocab_size", "block_size"}
-    for name in sorted(needed | {name for name in told if COUNTS.fullmatch(name)}):
+    for name in sorted(needed | {name for name in told if re.fullmatch(COUNTS, name)}):
         count, most = told.get(name), VOCABULARY if name in ("vocab_size", "pieces") else 2**63
         if type(count) is not int or not 1 <= count <= most:
             fault = f"{folder / 'meta.json'}: {name} is {json.dumps(count)}, it must be a whole"
-            raise ValueError(f"{fault} number above 0, at most {most:,}: copy or correct it")
+            remedy = "copy or correct it" if name in told else ABSENT[name]
+            raise ValueError(f"{fault} number above 0, at most {most:,}: {remedy}")
     meta |= {"dtype": "uint32"} | told
     names = ["train", "val"]
     names += [name for name in ("confirm", "works") if (folder / f"{name}.bin").is_file()]
@@ -62,8 +69,9 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
     own = tokenizer and (tokenizer.eos, tokenizer.size) == (tokens.eos, size)
     if tokenizer and not (own and size >= tokens.vocab_size):
         fault = f"{tokenizer.path} has {tokenizer.size:,} pieces and <eos> is id {tokenizer.eos}"
-        wanted = f"the tokens' vocab_size is {tokens.vocab_size:,} and <eos> is {tokens.eos}"
-        raise ValueError(f"{fault}, {wanted}: give theirs, or correct meta.json")
+        fault += f", the tokens' vocab_size is {tokens.vocab_size:,} and <eos> is {tokens.eos}"
+        remedy = "correct meta.json" if tokenizer.size > size else "the file with the added pieces"
+        raise ValueError(f"{fault}: give theirs, or {remedy}")
     return tokens
 
 
@@ -118,16 +126,16 @@ def write_tokens(folder, splits: dict, tokenizer: Tokenizer, context: int, vocab
     rows, lost, unknown = [COLUMNS], Counter(), 0
     with whole_folder(folder) as beside:
         for split, documents in splits.items():
-            start, text_bytes, path = 0, 0, beside / f"{split}.bin"
+            start, sizes, path = 0, Counter(), beside / f"{split}.bin"
             with open(path, "wb") as f:
                 for document in documents:
-                    ids, size = _encode(document.lines, tokenizer, lost)
+                    ids = _encode(document.lines, tokenizer, sizes, lost)
                     f.write(np.asarray(ids, dtype="<u4").tobytes())  # tofile hides a full disk
                     rows.append((split, start, len(ids), document.source))
-                    start, text_bytes = start + len(ids), text_bytes + size
+                    start += len(ids)
             _check_count(f"the text for {split} makes", start, context)
             unknown += look(path, "<u4", meta, every_id=True)[tokenizer.unk]
-            meta |= {f"{split}_tokens": start, f"{split}_bytes": text_bytes}
+            meta |= {f"{split}_tokens": start} | {f"{split}_{k}": n for k, n in sizes.items()}
             meta["total_tokens"] += start
         meta["unk_rate"] = unknown / max(1, meta["total_tokens"])
         _check_unknown(tokenizer, meta["unk_rate"])
@@ -142,23 +150,23 @@ def write_tokens(folder, splits: dict, tokenizer: Tokenizer, context: int, vocab
         (beside / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
-def _encode(lines: Sequence[str], tokenizer: Tokenizer, lost: Counter) -> tuple[list[int], int]:
-    """A document's ids, and the bytes of its text that are kept; `lost` counts what is not."""
-    ids, size = [], 0
+def _encode(lines: Sequence[str], tokenizer: Tokenizer, sizes: Counter, lost: Counter) -> list[int]:
+    """A document's ids; `sizes` counts the text that comes back, `lost` what does not."""
+    ids = []
     for line, line_ids in zip(lines, tokenizer.encode(lines), strict=True):
         ids += [*line_ids, tokenizer.eos]
         text = tokenizer.plain(line)
         kept = tokenizer.decode(i for i in line_ids if i != tokenizer.unk)
-        size += len((line if kept == text else kept).encode()) + 1
+        sizes.update(bytes=len(kept.encode()) + 1, characters=len(kept) + 1)
         lost.update(of_lines=1, of_characters=len(text), lines=kept != text)
         lost["characters"] += (Counter(text) - Counter(kept)).total() if kept != text else 0
-    return ids, size
+    return ids
 
 
 def loss(meta: dict) -> str:
     """A sentence, after a space, of what a text's tokens do not keep by their meta.json; or ""."""
     lost = "{lines:.1%} of {of_lines:,} lines come back changed, {characters:.2%} of all characters"
-    words = f" The tokenizer does not keep all text: {lost} are lost; bits/byte are of the rest."
+    words = f" The tokenizer does not keep all text: {lost} are lost; bits are of what comes back."
     return words.format(**meta["lost"]) if "lost" in meta else ""
 
 
@@ -184,8 +192,9 @@ def link_tokens(
             fault = f"{path} holds no <eos> (id {tokens.eos}), which ends each line of text"
             raise ValueError(f"{fault}: name the id that does as eos_id in meta.json")
         _check_unknown(words, counts[words.unk if words else UNK] / counts.total())
-        if words and f"{split}_bytes" not in meta:
-            meta[f"{split}_bytes"] = _bytes_of_text(windows, words)
+        origins(tokens, split)  # what is wrong is said early
+        if words and f"{split}_characters" not in meta:
+            meta = {f"{split}_{k}": n for k, n in _sizes(windows, words).items()} | meta
     # Hidden files, the book's mark among them, are of that folder alone.
     files = {path.name: path for path in source.iterdir() if not path.name.startswith(".")}
     if tokenizer:
@@ -205,12 +214,14 @@ def _check_unknown(tokenizer: Tokenizer | None, share: float) -> None:
         raise ValueError(f"{fault}: give the tokenizer of the teacher, or text of its language")
 
 
-def _bytes_of_text(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> int:
-    """How long the text of a split is, from windows spread evenly over it."""
-    rows = np.unique(np.linspace(0, len(windows) - 1, count).astype(int))
-    t = windows.context
-    texts = (tokenizer.decode(windows.ids[i * t : (i + 1) * t].tolist()) for i in rows)
-    return round(sum(len(x.encode()) for x in texts) / (len(rows) * t) * len(windows.ids))
+def _sizes(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> dict[str, int]:
+    """Of a split's text, were all of it as the targets of windows spread evenly over it."""
+    known = np.flatnonzero(windows.known_N)
+    rows = known[np.unique(np.linspace(0, len(known) - 1, count).astype(int))]
+    targets, share = windows.batch(rows)[1], windows.targets(rows) / len(windows.ids)
+    text = "".join(tokenizer.decode(y_T[y_T != IGNORE].tolist()) for y_T in targets)
+    sizes = {"bytes": len(text.encode()), "characters": len(text)}
+    return {unit: max(1, round(size / share)) for unit, size in sizes.items()}
 
 
 def origins(tokens: Tokens, split: str) -> tuple[np.ndarray, list[str]]:
@@ -218,6 +229,8 @@ def origins(tokens: Tokens, split: str) -> tuple[np.ndarray, list[str]]:
     Where documents are unknown, 16 neighbouring windows of one source stand for one."""
     windows, named = getattr(tokens, split), sources(tokens) if split == "train" else []
     documents = _starts(tokens.folder / "documents.tsv", COLUMNS, len(windows.ids), split)
+    path = tokens.folder / f"{split}.offsets.json"
+    documents = documents or _starts(path, COLUMNS, len(windows.ids), split)
     middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
     first_S = [start for start, _ in named]
     if not documents:
@@ -248,13 +261,16 @@ def _starts(path: Path, columns: tuple, size: int, split: str = "") -> list[tupl
         return []
     quoting = csv.QUOTE_MINIMAL if split else csv.QUOTE_NONE  # sources.tsv is typed by hand
     with open(path, encoding="utf8", newline="") as f:
-        rows = [row for row in csv.reader(f, "excel-tab", quoting=quoting) if row]
+        examples = re.findall(EXAMPLE, f.read()) if path.suffix == ".json" else []
+        lines = [f"{split}\t{start}\t{length}\tunknown" for start, length in examples] or f
+        rows = [row for row in csv.reader(lines, "excel-tab", quoting=quoting) if row]
     heading = rows and not any(cell[:1].isdecimal() for cell in rows[0])
     at, starts, last, end = columns.index("start"), [], -1, size
     for row in rows[bool(heading) :] or [[]]:
         numbers = row[at:-1]
         if len(row) != len(columns) or not all(row) or not all(map(str.isdecimal, numbers)):
-            fault = f"{path}: {row} is no row of it, it must be {', '.join(columns)}"
+            wanted = ", ".join(columns) if path.suffix == ".tsv" else '{"start": 0, "length": 9}'
+            fault = f"{path}: {row} is no row of it, it must be {wanted}"
             raise ValueError(f"{fault}: copy it again, or take it away")
         if split in ("", row[0]):
             start, end = int(numbers[0]), sum(map(int, numbers)) if split else size

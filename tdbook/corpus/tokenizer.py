@@ -1,8 +1,8 @@
 """Text ↔ ids by three kinds of tokenizer, told apart by what the file holds, used in one way.
 
 SentencePiece .model: "▁" begins a word; the kind that is trained here.
-Hugging Face tokenizer.json: BPE or Unigram, with "▁" or over bytes (GPT-2's alphabet).
-Morfessor, upstream's tokenizer.json: a piece that ends in "@@" joins to the next one.
+Hugging Face tokenizer.json: BPE or Unigram, with "▁" or over bytes (GPT-2's alphabet); WordLevel.
+Morfessor, upstream's tokenizer.json: "@@" joins a piece to the next or the last, as in a WordLevel.
 No special token is added, and text that spells one ("<eos>") stays text.
 Legend: V vocabulary; M windows, S tokens of each.
 """
@@ -43,6 +43,7 @@ class Tokenizer:
     encode: Callable[[Sequence[str]], list[list[int]]]  # the ids of each line, without <eos>
     line_text: Callable[[list[int]], str]
     plain: Callable[[str], str] = str  # a line without the marks that it was segmented with
+    joined: bool = False  # by "@@", in text that comes segmented
 
     @property
     def size(self) -> int:

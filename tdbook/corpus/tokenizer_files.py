@@ -30,7 +30,7 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
     path = Path(path)
     with path.open("rb") as file:
         content = read_json(path) if file.read(99).lstrip()[:1] == b"{" else None
-    upstream = content is not None and content.get("type") == "morfessor_bpe_telugu"
+    upstream = content is not None and content.get("type") in morfessor.TYPES
     if segmenter and not upstream:
         fault = f"segmenter = {str(segmenter)!r} is for upstream's tokenizer.json alone"
         raise ValueError(f"{fault}, which {path} is not: leave it empty")
@@ -40,8 +40,8 @@ def open(path: str | Path, segmenter: str | Path = "") -> Tokenizer:
         return morfessor.open_json(path, content, segmenter)
     if isinstance(content.get("model"), dict):
         return _hugging_face(path, content)
-    fault = f"{path} is neither a Hugging Face tokenizer.json (with `model`) nor upstream's"
-    raise ValueError(f"{fault} (`type` morfessor_bpe_telugu): give one of them")
+    fault = f"{path} has no `model`, as Hugging Face's has, and the `type` {content.get('type')!r}"
+    raise ValueError(f"{fault:.300}, not {' or '.join(morfessor.TYPES)}: give one of these")
 
 
 def files(tokenizer: Tokenizer) -> dict[str, Path]:
@@ -74,6 +74,31 @@ def _sentencepiece(path: Path) -> Tokenizer:
 
 
 def _hugging_face(path: Path, content: dict) -> Tokenizer:
+    model, ids, special, named = _read(path, content)
+
+    def encode(lines: Sequence[str]) -> list[list[int]]:
+        return [line.ids for line in model.encode_batch([*lines], add_special_tokens=False)]
+
+    def text(ids: list[int]) -> str:
+        return model.decode(ids, skip_special_tokens=False).replace(HIDDEN, "").removeprefix(extra)
+
+    eos, unk = _ends(path, named, ids, content["model"])
+    controls = {ids[piece] for piece in special & {*ids}} - {unk} | {eos}
+    known = dict(kind="Hugging Face", path=path, eos=eos, unk=unk, model=model, encode=encode)
+    known["silent"] = frozenset(controls - {eos})
+    if content["model"].get("type") == "WordLevel":  # makes controls of text that spells one
+        known["encode"] = lambda x: [[unk if i in controls else i for i in y] for y in encode(x)]
+        return Tokenizer(**known, **_words(path, content, by_id(path, ids), controls, unk))
+    extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
+    over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
+    known["shown_V"] = _shown(path, model, ids, over_bytes)
+    known["shown_V"][eos] = "<eos>"
+    known |= dict(marked=not over_bytes, opens_V=np.isin(np.arange(len(ids)), [*controls]))
+    return Tokenizer(**known, line_text=text)
+
+
+def _read(path: Path, content: dict) -> tuple[tokenizers.Tokenizer, dict, set, dict]:
+    """The package's tokenizer, ids of its pieces, its special ones, and what files beside name."""
     configs = {file: read_json(file) for file in _config_files(path)}
     try:
         refuse_unknown(path, content, "tokenizer.json")
@@ -98,22 +123,18 @@ def _hugging_face(path: Path, content: dict) -> Tokenizer:
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True  # as the text that it is
+    return model, ids, special, named
 
-    def encode(lines: Sequence[str]) -> list[list[int]]:
-        return [line.ids for line in model.encode_batch([*lines], add_special_tokens=False)]
 
-    def text(ids: list[int]) -> str:
-        return model.decode(ids, skip_special_tokens=False).replace(HIDDEN, "").removeprefix(extra)
-
-    extra = " " if model.decode(encode(["a"])[0]).startswith(" ") else ""  # put before each line
-    over_bytes = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
-    eos, unk = _ends(path, named, ids, content["model"])
-    silent, shown_V = {ids[s] for s in special & {*ids}}, _shown(path, model, ids, over_bytes)
-    shown_V[eos] = "<eos>"
-    known = dict(kind="Hugging Face", path=path, eos=eos, unk=unk, marked=not over_bytes)
-    known |= dict(silent=frozenset(silent - {eos, unk}), shown_V=shown_V, model=model)
-    known["opens_V"] = np.isin(np.arange(len(ids)), [*silent - {unk}, eos])
-    return Tokenizer(**known, encode=encode, line_text=text)
+def _words(path: Path, content: dict, pieces: list[str], controls: set[int], unk) -> dict:
+    """What a Tokenizer knows of a WordLevel, whose pieces join by "@@" as upstream's do."""
+    more = sum(piece.startswith("@@") - piece.endswith("@@") for piece in pieces)
+    ways = {name: content.get(name) for name in ("normalizer", "pre_tokenizer")}
+    if [*ways.values()] != [None, {"type": "WhitespaceSplit"}] or unk is None or not more:
+        fault = f"{path} is a WordLevel over other text than is cut at spaces and joined by @@: "
+        fault += f"{ways}, unk_token's id {unk}, {more} more pieces begin than end with @@"
+        raise ValueError(f"{fault}: give upstream's own tokenizer.json")
+    return morfessor.form(pieces, controls, "@@", prefix=more > 0)
 
 
 def _ends(path: Path, named: dict, ids: dict, model: dict) -> tuple[int, int | None]:

@@ -1,10 +1,10 @@
 """A model folder → a GGUF file that llama.cpp runs.
 
 Q and K go in with NEIGHBOURING pairs of RoPE, as llama.cpp's "llama" turns them; a folder of
-Hugging Face's layout has halves. llama.cpp repeats SentencePiece BPE with byte fallback ("llama")
-and BPE over bytes ("gpt2"), which is tried on a thousand lines. Of any other tokenizer, every @@
-vocabulary among them, a file holds the pieces, so that ids become text, and takes ids alone: a
-warning says so first, and run_gguf.py beside the file encodes.
+Hugging Face's layout has halves. llama.cpp repeats SentencePiece BPE with byte fallback ("llama"),
+its Unigram without, where spaces are put together ("t5"), and BPE over bytes ("gpt2"): tried on a
+thousand lines. Of any other tokenizer, every @@ vocabulary among them, a file holds the pieces, so
+that ids become text, and takes ids alone: a warning says so, and run_gguf.py beside it encodes.
 """
 
 import copy
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import LlamaFileType, TokenType
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer
 from tdbook.export import cards, llama_cpp, model_tokenizer
@@ -52,13 +53,14 @@ Importance = dict[str, np.ndarray] | None
 class Vocabulary:
     beside: model_tokenizer.Beside
     bos: int  # a prompt's first id, or what the config names so where it begins with none
-    model: str  # llama.cpp's name of the kind: "llama" or "gpt2"
+    model: str  # llama.cpp's name of the kind: "llama", "gpt2", or "t5", a Unigram
     pieces: list[str]
     scores: list[float] = field(default_factory=list)
     merges: list[str] = field(default_factory=list)
     pre: str = "default"
     space: bool = False  # a space is put before the text
     trims: bool = False  # spaces are put together
+    charsmap: bytes = b""  # how SentencePiece normalises
     why: str = ""  # the file takes no raw text; "" where it makes the tokenizer's own ids
 
     @property
@@ -117,8 +119,9 @@ def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
     begin, end, tokenizer, whys = beside.begin, beside.end, beside.tokenizer, []
     bos = model_tokenizer.read_config(folder, "config.json").get("bos_token_id")
     bos = begin[0] if begin else config.eos_id if bos is None else bos
-    forms = {"Morfessor": _joined, "SentencePiece": _sentencepiece, "Hugging Face": _json}
-    candidates = [Vocabulary(beside, bos, **form) for form in forms[tokenizer.kind](tokenizer)]
+    forms = {"SentencePiece": _sentencepiece, "Hugging Face": _json}
+    make = _joined if tokenizer.joined else forms[tokenizer.kind]
+    candidates = [Vocabulary(beside, bos, **form) for form in make(tokenizer)]
     if candidates[0].why:
         return candidates[0]
     lines = model_tokenizer.trial_lines(tokenizer)
@@ -165,8 +168,9 @@ def _joined(tokenizer: Tokenizer) -> list[dict]:
 def _sentencepiece(tokenizer: Tokenizer) -> list[dict]:
     sp, V = tokenizer.model, range(tokenizer.size)
     form = dict(pieces=[*map(sp.id_to_piece, V)], scores=[*map(sp.get_score, V)])
-    form |= dict(space=sp.encode("a", out_type=str)[0].startswith("▁"))
-    return [form | dict(model="llama", trims=sp.encode("a  a") == sp.encode("a a"))]
+    spec = ModelProto.FromString(tokenizer.path.read_bytes()).normalizer_spec
+    form |= dict(space=spec.add_dummy_prefix, trims=spec.remove_extra_whitespaces)
+    return [form | dict(model="llama"), form | dict(model="t5", charsmap=spec.precompiled_charsmap)]
 
 
 def _json(tokenizer: Tokenizer) -> list[dict]:
@@ -263,9 +267,9 @@ def _add_vocabulary(writer: gguf.GGUFWriter, words: Vocabulary, rows: int) -> No
     about |= dict(token_merges=words.merges, bos_token_id=words.bos, eos_token_id=one.eos)
     about |= dict(unk_token_id=one.unk, pad_token_id=pad, add_bos_token=bool(words.beside.begin))
     about |= dict(add_eos_token=bool(words.beside.end), add_space_prefix=words.space)
-    about |= dict(remove_extra_whitespaces=words.trims)
+    about |= dict(remove_extra_whitespaces=words.trims, precompiled_charsmap=words.charsmap)
     for name, value in about.items():
-        if value not in (None, []):
+        if value not in (None, [], b""):
             getattr(writer, f"add_{name}")(value)
     for key, i in zip(("eot", "eom"), words.beside.stops, strict=False):
         writer.add_uint32(f"tokenizer.ggml.{key}_token_id", i)

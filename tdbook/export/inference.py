@@ -131,7 +131,8 @@ def _server(path: Path, draft: Path | None, context: int) -> Callable[[list, int
 def of_shape(name: str, vocab_size: int, prompt, tokens, repeats, compiled, tokenizer) -> dict:
     """Speeds, on one thread, and file sizes of one of SHAPES with random weights."""
     torch.manual_seed(0)
-    model = Llama(LlamaConfig(vocab_size, context=2048, **SHAPES[name])).eval()
+    config = LlamaConfig(max(vocab_size, tokenizer.size), context=2048, **SHAPES[name])
+    model = Llama(config).eval()
     ids = np.random.default_rng(0).integers(4, vocab_size, prompt).tolist()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, name)

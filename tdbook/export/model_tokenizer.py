@@ -31,6 +31,10 @@ def tokenizer_files(tokenizer: Tokenizer, folder: Path, context: int) -> dict[st
         return {"morfessor.json": tokenizer.path}
     if tokenizer.kind == "Hugging Face":
         files = {"tokenizer.json": tokenizer.path}
+        if tokenizer.joined:  # AutoTokenizer's decode joins by it
+            decoder = {"decoder": cards.templates("release.yaml")["joins"][tokenizer.marked]}
+            files["tokenizer.json"] = folder / "tokenizer.json"
+            files["tokenizer.json"].write_text(json.dumps(read_json(tokenizer.path) | decoder))
     elif (converted := _converted(tokenizer)) is None:
         return {"sentencepiece.model": tokenizer.path}
     else:

@@ -46,7 +46,7 @@ def test_every_metric_is_that_of_dense_float64(models, mask_share, fixed):
     found = evaluate.evaluate(models[0], windows, models[1], fixed=fixed)
     whole = dense(*models, windows, range(30))
     some = dense(*models, windows, found.rows_M)
-    row, loss = found.row(bytes_per_token=5.0), whole["loss_B"].mean()
+    row, loss = found.row(5.0, 2.0), whole["loss_B"].mean()
     for model in (None, models[0]):  # without a teacher, and by itself
         other = evaluate.evaluate(models[0], windows, model, fixed=fixed)
         np.testing.assert_equal([other.kl, other.agreement], [0, 1] if model else [np.nan] * 2)
@@ -60,7 +60,8 @@ def test_every_metric_is_that_of_dense_float64(models, mask_share, fixed):
     assert row["agreement"] == pytest.approx(some["same"].mean())
     assert row["acceptance"] == pytest.approx(1 - some["apart"].mean(), rel=5e-6)  # Σ min(p, q)
     assert row["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
-    assert row["bits_per_byte"] == pytest.approx(loss * math.log2(math.e) / 5)
+    bits = pytest.approx(loss * math.log2(math.e))
+    assert row["bits_per_byte"] * 5 == bits == row["bits_per_character"] * 2
 
 
 def test_calibration_error_is_that_of_fifteen_equal_bins():
@@ -91,7 +92,7 @@ def test_a_window_without_a_target_is_in_no_number(models, rows, fixed):
     model, teacher = models
     windows, known = some_windows(), np.setdiff1d(np.arange(30), rows)
     found = evaluate.evaluate(model, masked(windows, rows), teacher, fixed=fixed)
-    row = found.row(7.0)
+    row = found.row(7.0, 3.0)
     wanted = dense(model, teacher, windows, known)
     assert np.isnan(found.window_loss_N).nonzero()[0].tolist() == sorted(rows)
     assert row["loss"] == pytest.approx(wanted["loss_B"].mean(), rel=1e-5)
@@ -100,7 +101,7 @@ def test_a_window_without_a_target_is_in_no_number(models, rows, fixed):
     assert row["kl"] == pytest.approx(seen["kl"].mean(), rel=1e-4)
     shown = tables.metrics({"a": {"parameters": 1} | row})
     assert shown["windows left out"].tolist() == [str(len(rows))]
-    assert "windows_left_out" not in evaluate.evaluate(model, windows, fixed=3).row(7.0)
+    assert not evaluate.evaluate(model, windows, fixed=3).row(7.0)["windows_left_out"]
 
 
 def test_where_all_fixed_windows_are_masked_others_stand_for_them(models):

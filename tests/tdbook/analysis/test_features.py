@@ -193,7 +193,7 @@ def test_sources_are_those_of_sources_tsv_and_no_block_is_of_two(tmp_path):
 
 def test_documents_keep_their_places_and_get_the_sources_of_sources_tsv(tmp_path):
     rows = "".join(f"train\t{i * 500}\t500\tfile\n" for i in range(13))
-    tokens = named(tmp_path, "0\ta\n1700\tb\n", f"{rows}val\t0\t9\tfile\n")
+    tokens = named(tmp_path, "0\ta\n1700\tb\n", f"{rows}val\t0\t129\tfile\n")
     token_files.link_tokens(tokens.folder, tmp_path / "run/tokens")  # comes along
     for folder in (tokens.folder, tmp_path / "run/tokens"):
         document_N, sources = token_files.origins(token_files.open_tokens(folder), "train")

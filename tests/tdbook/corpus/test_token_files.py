@@ -15,8 +15,9 @@ import torch
 
 from tdbook.corpus import token_files, tokenizer_files, writer
 from tdbook.corpus.text import Document
-from tdlib import data
-from tests.helpers import token_folder, trained_sentencepiece
+from tdlib import data, evaluate, train
+from tests import upstream as upstreams
+from tests.helpers import tiny_model, token_folder, trained_sentencepiece
 from tests.tdbook.corpus.test_tokenizer import CASES
 
 T = 16
@@ -59,8 +60,9 @@ def test_a_file_is_each_line_encoded_and_eos_as_bare_uint32(folder, splits):
                 ids, document_S = ids + own, document_S + [i] * len(own)
             assert (folder / f"{split}.bin").read_bytes() == np.array(ids, "<u4").tobytes()
             assert not {data.PAD, data.UNK, data.BOS} & set(ids) and max(ids) < 700
-            size = len("".join(f"{line}\n" for d in documents for line in d.lines).encode())
-            assert (meta[f"{split}_tokens"], meta[f"{split}_bytes"]) == (len(ids), size)
+            text = "".join(f"{line}\n" for d in documents for line in d.lines)
+            size, sizes = len(text.encode()), ("tokens", "bytes", "characters")
+            assert [meta[f"{split}_{n}"] for n in sizes] == [len(ids), size, len(text)]
             assert tokens.bytes_per_token(split) == pytest.approx(size / len(ids))
             # of the token in a window's middle
             document_N, sources = token_files.origins(tokens, split)
@@ -88,6 +90,7 @@ def test_what_a_tokenizer_loses_is_told_and_bytes_are_those_that_are_kept(splits
     assert len(w) == 1 and token_files.loss(tokens.meta) in str(w[0].message)
     kept, lost = one.decode(i for i in tokens.val.ids if i != one.unk), tokens.meta["lost"]
     assert tokens.meta["val_bytes"] == len(kept.encode()) and kept != f"{odd}\n" * 20
+    assert tokens.meta["val_characters"] == len(kept)
     assert lost["lines"] == pytest.approx(21 / (len(lines) + 21)) and 0 < lost["characters"] < 0.5
 
 
@@ -95,8 +98,10 @@ def test_text_that_comes_segmented_loses_nothing_by_its_marks(shared):
     one = tokenizer_files.open(shared / "data/upstream_tokenizer/tokenizer.json")
     lines = ("చేయ@@ లేదు the inter@@ national", "కూడాకూ@@ లో")
     for given, changed in ((lines * 9, 0), ((f"{lines[0]}  x", "ꙮ"), 2)):
-        token_files._encode(given, one, lost := Counter())
+        token_files._encode(given, one, sizes := Counter(), lost := Counter())
         assert (lost["lines"], lost["of_lines"]) == (changed, len(given))
+        plain = "".join(f"{line}\n" for line in given).replace("@@ ", "").replace("  ", " ")
+        assert sizes["characters"] == len(plain.replace("ꙮ", ""))
 
 
 @pytest.mark.parametrize("dtype", ["uint32", "uint16"])
@@ -108,7 +113,7 @@ def test_what_meta_json_does_not_say_comes_from_the_files(tmp_path, dtype):
     few = {"vocab_size": 50, "total_tokens": 2000, "tokenizer_type": "bpe", "block_size": None}
     few |= {"dtype": dtype} if dtype == "uint16" else {}
     (folder / "meta.json").write_text(json.dumps(few))
-    with pytest.raises(ValueError, match="block_size is null, it must be a whole number"):
+    with pytest.raises(ValueError, match=r"block_size is null, .*: give a context"):
         token_files.open_tokens(folder)
     token_files.link_tokens(folder, tmp_path / "run", context=T)
     tokens = token_files.open_tokens(tmp_path / "run")
@@ -223,14 +228,34 @@ def test_a_stream_gives_the_same_batches_and_reads_at_most_two_ahead(mask):
         list(windows.stream([[0], [99]]))
 
 
-def test_a_mask_beside_the_ids_hides_targets_and_no_input(upstream):
-    mask = np.random.default_rng(0).integers(0, 2, 1000).astype("u1")
-    plain = token_files.open_tokens(upstream).train.batch(range(62))
-    mask.tofile(upstream / "train.mask.bin")
-    ids_BT, targets_BT = token_files.open_tokens(upstream).train.batch(range(62))
-    assert torch.equal(ids_BT, plain[0])
-    shown_BT = torch.from_numpy(mask[1 : 62 * T + 1].reshape(62, T)) > 0
-    assert torch.equal(targets_BT, torch.where(shown_BT, plain[1], -100))
+def test_a_folder_for_instruction_tuning_is_read_as_upstream_writes_it(tokenizer, lines, tmp_path):
+    """Losses are masked means by hand; bits are of the text that is learnt."""
+    parts = (tokenizer.encode(part) for part in (lines[:40], lines[40:65]))
+    given = ([i for line in part for i in [*line, 3]] for part in parts)
+    upstreams.questions(folder := token_folder(tmp_path / "given", *given), 700, 64)
+    assert token_files.open_tokens(folder).context == 64
+    token_files.link_tokens(folder, tmp_path / "tokens", tokenizer=tokenizer, context=T)
+    tokens, rows = token_files.open_tokens(tmp_path / "tokens"), (folder / "val.offsets.json")
+    ids, mask = np.fromfile(folder / "val.bin", "<i4"), np.fromfile(folder / "val.mask.bin", "u1")
+    assert (tokens.vocab_size, tokens.context, len(tokens.val.ids)) == (700, T, len(ids))
+    rows, example_N = json.loads(rows.read_text()), token_files.origins(tokens, "val")[0]
+    middles = range(T // 2, len(example_N) * T, T)
+    assert [sum(row["start"] <= at for row in rows) - 1 for at in middles] == example_N.tolist()
+    model, means, nats, size = tiny_model(vocab=700, context=T), [], [], 0
+    for at in (np.arange(i, i + T) for i in range(0, len(example_N) * T, T)):
+        with torch.no_grad():
+            logp_TV = model(torch.from_numpy(ids[at])[None])[0].double().log_softmax(-1)
+        each = [-float(logp_TV[j, ids[k + 1]]) for j, k in enumerate(at) if mask[k + 1]]
+        means, nats = [*means, np.mean(each) if each else np.nan], nats + each
+        size += len(tokenizer.decode(ids[at + 1][mask[at + 1] > 0]))
+    assert tokens.bytes_per_token("val", "characters") == pytest.approx(size / len(nats), rel=1e-3)
+    found = evaluate.evaluate(model, tokens.val, model, fixed=20)
+    np.testing.assert_allclose(found.window_loss_N, means, rtol=1e-5)
+    row = found.row(tokens.bytes_per_token(), 2.0)
+    assert row["windows_left_out"] == sum(np.isnan(means)) > 2 and all(np.isfinite([*row.values()]))
+    recipe = train.Recipe(ce_weight=1.0, epochs=1, batch_tokens=len(ids))
+    train.fit(model, tokens.val, recipe, record=(log := {}).update)
+    assert log["train/loss"] == pytest.approx(np.mean(nats), rel=1e-5)  # of all targets
 
 
 def memory(which: str) -> int:
@@ -259,10 +284,12 @@ def test_without_documents_sixteen_neighbours_stand_for_one(upstream):
 
 
 @pytest.mark.parametrize(("rows", "said"), CASES["documents"])
-def test_documents_tsv_of_other_tokens_is_told(upstream, rows, said):
-    (upstream / "documents.tsv").write_text(f"split\tstart\ttokens\tsource\n{rows}" if rows else "")
-    with pytest.raises(ValueError, match=rf"documents.tsv:? .*{said}"):
-        token_files.origins(token_files.open_tokens(upstream), "train")
+def test_documents_of_other_tokens_are_told_when_tokens_are_linked(upstream, tmp_path, rows, said):
+    name = "train.offsets.json" if rows[:1] == "[" else "documents.tsv"
+    heading = "split\tstart\ttokens\tsource\n" if rows[:1] == "t" else ""
+    (upstream / name).write_text(heading + rows)
+    with pytest.raises(ValueError, match=rf"{name}:? .*{said}"):
+        token_files.link_tokens(upstream, tmp_path / "run")
 
 
 def test_weights_lie_in_a_file_with_one_for_each_training_id(upstream, tmp_path):

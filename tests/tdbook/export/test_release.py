@@ -155,6 +155,9 @@ def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, t
     left = run(program(card, folder), caplog)
     texts = [*lines, "విద్యార్థు@@ ల@@ కు 2024లో Wikipedia@@ లో ఉంది. a1b2,c3 అఖ్ఖ్ఖ్@@ ల"]
     texts += ["☃ x☃@@ y", "festival chandrababu traind@@ lo"]
+    odd = map(chr, [*range(33, 127), *range(0x0C00, 0x0C80)])
+    texts += [f"{c} {c}@@ క{c} x{c}@@ {c}ల" for c in odd]
+    texts += ["కూడాకూ కూడాకూ@@ x కూడాకూ international@@ y international zzq@@ z zzq"]  # no cache
     wanted = ours.encode(texts)
     assert [left["encode"](text) for text in texts] == wanted
     assert [left["decode"](ids) for ids in wanted] == [ours.decode(ids) for ids in wanted]
