@@ -9,6 +9,7 @@ the remedy. Imports no torch.
 import ast
 import contextlib
 import difflib
+import importlib.util
 import itertools
 import json
 import math
@@ -265,6 +266,9 @@ def _wrong_paths(notebook: str, values: dict) -> Iterator[str]:
             fault = f"{path} is not there, is not one, or may not be read (chmod -R a+rX)"
             must = f"{name} = {values[name]!r} must be {says}"
             yield f'{must}: {fault}; correct the path, or give "" for none'
+    if values.get("wandb") and importlib.util.find_spec("wandb") is None:
+        fault = f"wandb = {values['wandb']!r} needs the package wandb, which is not installed"
+        yield f'{fault}: {sys.executable} -m pip install wandb, or give "" for none'
     text, tokens, teacher = (values.get(name) for name in ("text", "tokens", "teacher"))
     if notebook != TEACHER or not good:
         pass

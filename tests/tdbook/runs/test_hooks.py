@@ -16,6 +16,7 @@ import pytest
 from tdbook.book import students
 from tdbook.corpus import token_files, writer
 from tdbook.runs import hashes, heartbeat, hooks, parameters
+from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import Run, start
 from tdbook.workflow import execute
 from tdlib import train
@@ -247,3 +248,10 @@ def test_wandb_gets_the_rows_and_what_goes_on_is_the_same_run(folder, alone, off
     assert log[-1]["val/samples"][0].split()[0] in both[log[-1]["step"]]["val/samples"].html
     trained(folder, steps=2, **given)
     assert (folder / "checkpoints/01_distill-a/a/wandb.id").read_text() != kept  # another run
+
+
+def test_wandb_that_is_not_installed_is_one_line_before_anything_else(monkeypatch):
+    monkeypatch.setattr(parameters.importlib.util, "find_spec", lambda name: None)
+    with helpers.refused("wandb = 'x' needs", "-m pip install wandb", error=ParameterError):
+        parameters.check("01_distill", {"wandb": "x"})
+    parameters.check("01_distill", {"wandb": ""})
