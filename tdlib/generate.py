@@ -1,7 +1,7 @@
 """Text from a model, one token at a time, over a cache of keys and values.
 
 A model here is a Llama, or a Decoder of one, which is several times as fast on a CPU: both have
-`config`, `embed_tokens` and `next_logits`. Legend: V vocabulary.
+`config`, `embedding_VD` and `next_logits`. Legend: V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def steps(
     model: Llama, ids: list[int], tokens: int, sampling: Sampling, seed: int, cached: bool = True
 ) -> Iterator[int]:
     """The next id, `tokens` times."""
-    config, like, text = model.config, model.embed_tokens.weight, list(ids) or [model.config.eos_id]
+    text, config, like = list(ids) or [model.config.eos_id], model.config, model.embedding_VD
     if (length := len(text) + tokens) > config.context:
         fault = f"{len(text)} + {tokens} tokens are more than the context of {config.context}"
         raise ValueError(f"{fault}: shorten the prompt, or ask for fewer")

@@ -160,6 +160,10 @@ class Llama(nn.Module):
         """(V, D): logits are hidden @ head.T."""
         return self.embed_tokens.weight if self.config.tied else self.lm_head.weight
 
+    @property
+    def embedding_VD(self) -> Tensor:
+        return self.embed_tokens.weight
+
     def next_logits(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """(B, V) after the last id of every row."""
         return F.linear(self.hidden(ids_BT, cache)[:, -1], self.head)

@@ -85,7 +85,7 @@ class Decoder:
         def after(norm: RMSNorm, *weights: Tensor) -> Product:
             return product(torch.cat(weights) * (norm.weight * size))
 
-        self.embed_tokens, self.layers = model.embed_tokens, []
+        self.embedding_VD, self.layers = model.embed_tokens.weight.detach(), []
         for layer in model.layers:
             a, m = layer.self_attn, layer.mlp
             qkv = after(layer.input_layernorm, a.q_proj.weight, a.k_proj.weight, a.v_proj.weight)
@@ -124,7 +124,7 @@ class Decoder:
             parts = [(x, begin) for begin in (start, 0) for x in (cache.keys, cache.values)]
             caches = zip(*(x[..., begin:end, :].unbind() for x, begin in parts), strict=True)
         rope = self.cos_S1K[start:end], self.sin_S1K[start:end]
-        x_BTD = self.embed_tokens(ids_BT)
+        x_BTD = self.embedding_VD[ids_BT]
         for (qkv, scales, out, gate_up, down), cached in zip(self.layers, caches, strict=True):
             x_BTD = x_BTD + out(self._attend(qkv(self._norm(x_BTD)), scales, rope, mask, cached))
             gate, up = gate_up(self._norm(x_BTD)).chunk(2, dim=-1)
