@@ -20,6 +20,13 @@ ROOT = Path(__file__).parents[1]
 SIZE, CONTEXT = 700, 32
 
 
+def execute(out: Path, run: str, **given) -> None:
+    """A run of the smoke book, in this process."""
+    own = parameters.read(ROOT / f"params/smoke/{run}.yaml")
+    given = {name: str(value) for name, value in given.items()}
+    smoke_book.execute(out, run, own | given | {"out": str(out)})
+
+
 @pytest.fixture(scope="module")
 def lines() -> list[str]:
     return [line for document in writer.write(60_000, 3) for line in document.lines]

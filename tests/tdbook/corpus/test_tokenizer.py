@@ -299,7 +299,7 @@ def test_a_broken_tokenizer_gets_one_line(lines, tmp_path, said):
         path = saved(tmp_path, lines, CASES["changed"].get(said, {}), tokenizer_config=config)
     with refused(tmp_path) as error:
         tokenizer_files.open(path)
-    assert re.search(said, str(error.value))
+    assert regex.search(said, str(error.value))
 
 
 def test_keys_that_change_no_ids_are_read_over_and_those_that_agree_are_fine(lines, tmp_path):
