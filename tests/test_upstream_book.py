@@ -11,6 +11,7 @@ import torch
 from bs4 import BeautifulSoup
 
 from tdbook.corpus import token_files, writer
+from tdbook.runs import parameters
 from tdlib import train
 from tdlib.model import SHAPES, Llama, LlamaConfig
 from tests import smoke_book, upstream
