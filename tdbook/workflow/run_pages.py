@@ -20,6 +20,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
+from tdbook.report import compare as compared
 from tdbook.report import pages
 from tdbook.runs import hashes, heartbeat, notebooks, ownership, parameters, sweeps, units
 from tdbook.runs.parameters import ParameterError
@@ -88,6 +89,22 @@ def index(out: Path, name: str = "") -> Path:
     _write(path, "runs.html.j2", **content)
     if content["whole"]:
         _write(out / "morning.md", "morning.md.j2", **content)
+    if content["rows"] and not swept:
+        compare([out], content["name"])
+    return path
+
+
+def compare(outs: list[Path], name: str = "") -> Path:
+    """Write compare.html of a folder; of several, compare-<others>.html in the first of them."""
+    if empty := [out for out in outs if not status.traces(out)]:
+        raise ParameterError(f"{empty[0]} holds no run: give OUT=, of several with spaces between")
+    names = [name or out.resolve().name for out in outs]
+    path = outs[0] / f"{'-'.join(['compare', *names[1:]])}.html"
+    if outs[1:]:
+        files.own(path)
+    _write(path, "compare.html.j2", name=", ".join(names), data=compared.content(outs))
+    if outs[1:]:
+        files.mark(outs[0], path.name)
     return path
 
 
