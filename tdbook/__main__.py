@@ -71,8 +71,7 @@ def _show(command: str, words: list[str]) -> int | None:
             execute.pages(parameters.ROOT / out, again=True)
             print(run_pages.refresh(parameters.ROOT / out))
         case "compare", [outs]:
-            folders = [parameters.ROOT / out for out in parameters.texts(outs)]
-            print(run_pages.compare(folders))
+            print(run_pages.compare([parameters.ROOT / out for out in parameters.texts(outs)]))
         case "publish", [out, *name]:
             run_pages.publish(parameters.ROOT / out, *name)
         case "zip", [out]:

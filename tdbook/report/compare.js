@@ -1,7 +1,7 @@
 // Fills the page that compares runs (compare.html.j2): filters, sorts, draws and diffs the rows that
 // compare.py embedded. Names and values come from records: they are only ever set as text.
 
-const {rows, common, plan, labels} = JSON.parse(document.querySelector("#data").textContent);
+const {folders, plan, labels} = JSON.parse(document.querySelector("#data").textContent);
 const COLOURS = ["#1b5e8c", "#c8371b", "#1e6b3a", "#7a2f6b", "#8a6d00", "#0f7d86", "#1f2023", "#9c5a1e"];
 const RESULTS = {  // what is measured → [its name on the page, digits, unit]
   loss: ["loss", 3], kl: ["KL to teacher", 3], agreement: ["agreement", 1, "%"],
@@ -9,11 +9,9 @@ const RESULTS = {  // what is measured → [its name on the page, digits, unit]
   bits_per_byte: ["bits per byte", 3], perplexity: ["perplexity", 1], loss_fixed: ["loss, fixed windows", 3],
   parameters: ["weights", 0], seconds: ["seconds of the run", 0], tokens_per_second: ["tokens per second", 0],
 };
-const one = selector => document.querySelector(selector);
-const field = name => one(`[name=${name}]`);
-const folders = new Set(rows.map(row => row.folder));
+const one = selector => document.querySelector(selector), field = name => one(`[name=${name}]`);
 const ticked = new Map();  // row → how its curve is drawn
-let shown = [], sorted = {column: "loss", sign: 1}, limit = 25;
+let shown = [], sorted = {column: "loss", sign: 1}, limit = 25, later;
 
 function make(tag, attributes = {}, ...inside) {
   const drawn = ["svg", "path", "rect", "text"].includes(tag);
@@ -37,18 +35,28 @@ function written(name, value) {
 }
 
 const value = (row, name) => name === "name" ? row.title : row.results[name] ?? row.parameters[name];
-const times = {};  // how many models a point has
-for (const {folder, sweep, point} of rows)
-  times[[folder, sweep, point]] = (times[[folder, sweep, point]] ?? 0) + 1;
-for (const row of rows) {
-  const alone = times[[row.folder, row.sweep, row.point]] === 1, model = row.model || row.run;
-  row.parameters = {...common[row.notebook], ...row.parameters};
-  row.name = !row.point ? model : alone ? row.point : `${row.point} ${model}`;
-  row.group = row.sweep ? `sweep ${row.sweep}` : row.notebook;
-  row.title = (folders.size > 1 ? `${row.folder}: ` : "") + (row.sweep ? `${row.sweep}/` : "") + row.name;
-  const pairs = Object.entries(row.parameters).map(pair => pair.join("="));
-  row.words = [row.title, row.run, row.group, ...pairs].join(" ").toLowerCase();
-}
+const several = Object.keys(folders).length > 1;
+const rows = Object.entries(folders).flatMap(([folder, records]) => records.flatMap(record => {
+  const {run, notebook, parameters, models, seconds, tokens_per_second, curves, place: [sweep, point]} = record;
+  const names = Object.keys(models), group = sweep ? `sweep ${sweep}` : notebook;
+  const pairs = Object.entries(parameters).map(pair => pair.join("="));
+  return (names.length ? names : [""]).map(model => {
+    // a point is called by what varies, unless it has several models, or runs
+    const alone = point && names.length === 1 && run.endsWith(`-${point}`);
+    const name = alone ? point : `${point ? `${point} ` : ""}${model || run}`;
+    const title = (several ? `${folder}: ` : "") + (sweep ? `${sweep}/` : "") + name;
+    const measured = Object.entries({...models[model], seconds, tokens_per_second});
+    const results = Object.fromEntries(measured.filter(([, value]) => typeof value === "number"));
+    const words = [title, run, group, ...pairs].join(" ").toLowerCase();
+    return {folder, sweep, group, notebook, parameters, model, name, title, results, words, curve: curves[model] ?? []};
+  });
+}));
+const first = {};  // the parameters of each notebook's first row
+for (const row of rows) first[row.notebook] ??= row.parameters;
+const known = (name, some) => some.filter(row => name in row.parameters).map(row => row.parameters[name]);
+const differs = (name, some) => new Set(known(name, some)).size > 1;
+const varying = [...new Set(rows.flatMap(row => Object.keys(row.parameters)))]
+  .filter(name => (name === "seed" || ![...labels, "teacher"].includes(name)) && differs(name, rows));
 
 // A word of the filter as a test of a row; null where it names what no row has.
 function test(word) {
@@ -62,16 +70,11 @@ function test(word) {
   };
 }
 
-// Parameters that differ between some rows; first those with the most rows unlike the most.
+// Parameters that differ between some rows; first those with the most rows unlike their notebook's first.
 function differing(some) {
-  const counts = {};
-  for (const row of some) for (const [name, own] of Object.entries(row.parameters)) {
-    counts[name] ??= new Map();
-    counts[name].set(own, (counts[name].get(own) ?? 0) + 1);
-  }
-  const unlike = name => [...counts[name].values()].reduce((a, b) => a + b) - Math.max(...counts[name].values());
-  return Object.keys(counts).filter(name => counts[name].size > 1 && !labels.includes(name))
-    .sort((a, b) => unlike(b) - unlike(a));
+  const unlike = name => some.filter(row => row.parameters[name] !== first[row.notebook][name]).length;
+  return varying.filter(name => differs(name, some)).map(name => [unlike(name), name])
+    .sort(([a], [b]) => b - a).map(([, name]) => name);
 }
 
 function order(a, b) {
@@ -82,14 +85,13 @@ function order(a, b) {
 }
 
 function show() {
-  const group = field("group").value;
   const words = field("filter").value.toLowerCase().split(/\s+/).filter(Boolean), tests = words.map(test);
-  const wanted = row => ["all", row.group, row.folder].includes(group) && tests.every(fits => fits?.(row));
+  const wanted = row => ["all", row.group, row.folder].includes(field("group").value)
+    && tests.every(fits => fits?.(row));
   shown = rows.filter(wanted).sort(order);
-  one("#count").textContent = tests.includes(null)
-    ? `${words[tests.indexOf(null)]}: no row has a parameter or result of that name`
-    : `${number(shown.length)} of ${number(rows.length)} rows`;
-  const own = differing(shown), several = new Set(shown.map(row => row.group)).size > 1;
+  one("#count").textContent = !tests.includes(null) ? `${number(shown.length)} of ${number(rows.length)} rows`
+    : `${words[tests.indexOf(null)]}: no row has a parameter or result of that name`;
+  const own = differing(shown), mixed = new Set(shown.map(row => row.group)).size > 1;
   const measured = Object.keys(RESULTS).filter(name => shown.some(row => name in row.results));
   const columns = field("all").checked ? [...own, ...measured]
     : [...measured.slice(0, 1), ...own.slice(0, innerWidth < 640 ? 2 : 3)];
@@ -99,15 +101,15 @@ function show() {
     return make("th", {scope: "col", class: name === "name" ? "" : "num", ...by && {"aria-sort": by[0]}}, button);
   })));
   one("#runs tbody").replaceChildren(...shown.slice(0, limit).map(row => {
-    const box = make("input", {type: "checkbox"}), title = breakable(several ? row.title : row.name);
-    box.checked = ticked.has(row);
-    box.addEventListener("change", () => { tick(row, box.checked); draw(); });
+    const box = make("input", {type: "checkbox"}), title = breakable(mixed || several ? row.title : row.name);
+    Object.assign(box, {checked: ticked.has(row), onchange: () => { tick(row, box.checked); draw(); }});
     return make("tr", {}, make("th", {scope: "row"}, make("label", {}, box, title)),
       ...columns.map(name => make("td", {class: "num"}, breakable(written(name, value(row, name))))));
   }));
   one("#more").hidden = shown.length <= limit;
   one("#more").textContent = `show all ${number(shown.length)}`;
-  draw();
+  clearTimeout(later);
+  later = setTimeout(draw);  // the table is not kept waiting
 }
 
 // A row gets the first colour that is free; of more rows than colours, the others are dashed.
@@ -159,11 +161,11 @@ function parameterAxis(values, name) {
   const numeric = known.every(value => typeof value === "number"), far = numeric && low > 0 && high / low >= 8;
   const part = value => far ? Math.log(value / low) / Math.log(high / low)
     : numeric ? (value - low) / (high - low) : known.indexOf(value) / (known.length - 1);
-  return {low, high, name, numeric, ticks: known, at: value => 0.05 + 0.9 * part(value), say: value => written(name, value)};
+  const at = value => 0.05 + 0.9 * part(value), say = value => written(name, value);
+  return {low, high, name, numeric, ticks: known, at, say};
 }
 
 const line = points => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
-const dots = points => points.map(([x, y]) => `M${x.toFixed(1)} ${y.toFixed(1)}h0`).join("");
 
 function curves() {
   const some = [...ticked].filter(([row]) => row.curve.length);
@@ -191,19 +193,19 @@ function diff() {
     select.value = pair.at(-1)?.title;
   }
   one("#diff").replaceChildren();
-  one("#alike").textContent = "Tick two rows to see them here.";
-  if (!pair[1]) return;
+  if (!pair[1]) return one("#alike").textContent = "Tick two rows to see them here.";
   const line = (name, cells) => make("tr", {}, make("th", {scope: "row"}, breakable(label(name))),
     ...cells.map(cell => make("td", {class: "num"}, breakable(cell))));
   const results = Object.keys(RESULTS).filter(name => pair.some(row => name in row.results)).map(name => {
     const [a, b] = pair.map(row => row.results[name]), change = isNaN(b - a) ? "–" : written(name, b - a);
     return line(name, [written(name, a), written(name, b), (/^[\d,.]*[1-9]/.test(change) ? "+" : "") + change]);
   });
-  const names = [...new Set(pair.flatMap(row => Object.keys(row.parameters)))];
+  const names = [...new Set(pair.flatMap(row => Object.keys(row.parameters)))].filter(name => !/^(run|out)$/.test(name));
   const apart = names.filter(name => pair[0].parameters[name] !== pair[1].parameters[name]);
   const lines = apart.map(name => line(name, [...pair.map(row => written(name, row.parameters[name])), ""]));
-  const heads = [pair[0].title, pair[1].title, "B − A"].map(name => make("th", {scope: "col", class: "num"}, breakable(name)));
-  one("#diff").append(make("thead", {}, make("tr", {}, make("td"), ...heads)), make("tbody", {}, ...results, ...lines));
+  const heads = [pair[0].title, pair[1].title, "B − A"].map(name => make("th", {class: "num"}, breakable(name)));
+  one("#diff").append(make("thead", {}, make("tr", {}, make("td"), ...heads)));
+  one("#diff").append(make("tbody", {}, ...results, ...lines));
   one("#alike").textContent = `${names.length - apart.length} other parameters are the same.`;
 }
 
@@ -226,8 +228,8 @@ function response(figure, parameter, all, varied) {
   const best = points.reduce((a, b) => a.results.loss <= b.results.loss ? a : b);
   const y = axis(points.map(row => row.results.loss), `loss, lowest at ${x.say(best.parameters[parameter])}`);
   for (const row of points) {
-    const others = varied.filter(name => name !== parameter).map(name => row.parameters[name]);
-    (alike[JSON.stringify([row.folder, row.notebook, row.model, others])] ??= []).push(row);
+    const others = varied.map(name => name === parameter ? "" : row.parameters[name]);
+    (alike[[row.folder, row.notebook, row.model, ...others]] ??= []).push(row);
   }
   const [from, to] = plan[`${points[0].notebook}.${parameter}`] ?? plan[parameter] ?? [];
   chart(figure, x, y, (across, up, top, bottom) => {
@@ -236,15 +238,15 @@ function response(figure, parameter, all, varied) {
     const left = across(Math.max(from, x.low)) - 6, width = across(Math.min(to, x.high)) + 6 - left;
     const ground = {class: "plan", x: left, width, y: top, height: bottom - top};
     return [...x.numeric && width > 0 ? [make("rect", ground)] : [], make("path", {d: lines.join("")}),
-      make("path", {class: "dots", d: dots(points.map(place))})];
+      make("path", {class: "dots", d: points.map(row => `${line([place(row)])}h0`).join("")})];
   });
 }
 
-const groups = new Set(["all", ...rows.map(row => row.group).sort(), ...folders.size > 1 ? folders : []]);
+const groups = new Set(["all", ...rows.map(row => row.group).sort(), ...several ? Object.keys(folders) : []]);
 field("group").append(...[...groups].map(name => make("option", {}, name)));
 const asked = decodeURIComponent(location.hash.slice(1));
 if (groups.has(asked)) field("group").value = asked;
-for (const name of ["group", "filter", "all"]) field(name).addEventListener("input", show);
+for (const name of ["group", "filter", "all"]) field(name).addEventListener("input", () => { limit = 25; show(); });
 for (const name of ["whole", "a", "b"]) field(name).addEventListener("input", draw);
 one("#runs thead").addEventListener("click", ({target}) => {
   const {column} = target.closest("button").dataset;
@@ -254,8 +256,7 @@ one("#runs thead").addEventListener("click", ({target}) => {
 });
 one("#more").addEventListener("click", () => { limit = Infinity; show(); });
 one("#none").addEventListener("click", () => { ticked.clear(); show(); });
-window.addEventListener("resize", show);
 show();
-// not the teacher itself, whose training is longer
-for (const row of shown.filter(row => row.curve.length > 1 && row.results.kl !== 0).slice(0, 3)) tick(row, true);
+const students = shown.filter(row => row.curve.length > 1 && row.results.kl);  // 0 is the teacher itself
+for (const row of students.slice(0, 3)) tick(row, true);
 show();

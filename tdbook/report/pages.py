@@ -24,8 +24,8 @@ HERE = Path(__file__).parent
 FONT_SLOT = "/* font */"
 FONT_FACE = (HERE / "telugu_font.css").read_text("utf-8")
 WIDGETS_CSS = (HERE / "widgets.css").read_text("utf-8")
-SCRIPT = (HERE / "explorer.js").read_text("utf-8")  # moves the sliders of `explorer`
-COMPARE = (HERE / "compare.js").read_text("utf-8")  # the page of compare.py
+# they move the sliders of `explorer`, and fill the page that compares runs
+SCRIPT, COMPARE = ((HERE / f"{name}.js").read_text("utf-8") for name in ("explorer", "compare"))
 
 
 def exporter() -> HTMLExporter:
@@ -68,10 +68,10 @@ def environment() -> jinja2.Environment:
     templates.filters["duration"] = units.duration
     hashes = (hashlib.sha256(script.encode()).digest() for script in (SCRIPT, COMPARE))
     ours = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes)
-    css = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
-    templates.globals |= {"css": css, "font_slot": FONT_SLOT, "our_scripts": Markup(ours)}
-    templates.globals |= {"script": Markup(SCRIPT), "compare": Markup(COMPARE)}
-    templates.globals["widgets_css"] = Markup(WIDGETS_CSS)
+    css = (HERE / "report.css").read_text("utf-8") + WIDGETS_CSS
+    safe = {"css": css, "our_scripts": ours, "font_slot": FONT_SLOT, "widgets_css": WIDGETS_CSS}
+    safe |= {"script": SCRIPT, "compare_script": COMPARE}
+    templates.globals |= {name: Markup(text) for name, text in safe.items()}
     # of what a page's script reads; tojson escapes what could end it
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return templates

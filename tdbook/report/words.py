@@ -87,9 +87,8 @@ def difference(one: str, other: str, size: Interval, known_N: np.ndarray) -> str
     return f"{one} {how} {other}: {size} nats, one seed{left_out * bool(masked)}."
 
 
-def setting(notebook: str, name: str, value: object) -> str:
-    """The value of a notebook's parameter as text; * where the plan names it."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return str(value)
-    plan = parameters.PLAN.get(f"{notebook}.{name}", parameters.PLAN.get(name))
-    return f"{value:g}" + " *" * (plan is not None and plan[0] <= value <= plan[1])
+def planned(notebook: str, values: Mapping[str, object]) -> str:
+    """Which of a notebook's parameters have a value that the plan names."""
+    plan = {name.removeprefix(f"{notebook}."): ends for name, ends in parameters.PLAN.items()}
+    ours = (n for n, x in values.items() if n in plan and plan[n][0] <= (x or 0) <= plan[n][1])
+    return ", ".join(ours) or "–"

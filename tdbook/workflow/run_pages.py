@@ -98,11 +98,11 @@ def compare(outs: list[Path], name: str = "") -> Path:
     """Write compare.html of a folder; of several, compare-<others>.html in the first of them."""
     if empty := [out for out in outs if not status.traces(out)]:
         raise ParameterError(f"{empty[0]} holds no run: give OUT=, of several with spaces between")
-    names = [name or out.resolve().name for out in outs]
-    path = outs[0] / f"{'-'.join(['compare', *names[1:]])}.html"
+    path = outs[0] / f"{'-'.join(['compare', *(out.name for out in outs[1:])])}.html"
     if outs[1:]:
         files.own(path)
-    _write(path, "compare.html.j2", name=", ".join(names), data=compared.content(outs))
+    folders = {name or parameters.shown(out): [*compared.records(out)] for out in outs}
+    _write(path, "compare.html.j2", folders=folders, compared=compared, parameters=parameters)
     if outs[1:]:
         files.mark(outs[0], path.name)
     return path
