@@ -39,22 +39,21 @@ const several = Object.keys(folders).length > 1;
 const rows = Object.entries(folders).flatMap(([folder, records]) => records.flatMap(record => {
   const {run, notebook, parameters, models, seconds, tokens_per_second, curves, place: [sweep, point]} = record;
   const names = Object.keys(models), group = sweep ? `sweep ${sweep}` : notebook;
-  const pairs = Object.entries(parameters).map(pair => pair.join("="));
+  const alone = names.length === 1 && run.endsWith(`-${point}`);  // a point is called by what varies
   return (names.length ? names : [""]).map(model => {
-    // a point is called by what varies, unless it has several models, or runs
-    const alone = point && names.length === 1 && run.endsWith(`-${point}`);
-    const name = alone ? point : `${point ? `${point} ` : ""}${model || run}`;
+    const name = alone ? point : `${point ? `${point} ` : ""}${model || run}`, curve = curves[model] ?? [];
     const title = (several ? `${folder}: ` : "") + (sweep ? `${sweep}/` : "") + name;
     const measured = Object.entries({...models[model], seconds, tokens_per_second});
     const results = Object.fromEntries(measured.filter(([, value]) => typeof value === "number"));
+    const pairs = Object.entries(parameters).map(pair => pair.join("="));
     const words = [title, run, group, ...pairs].join(" ").toLowerCase();
-    return {folder, sweep, group, notebook, parameters, model, name, title, results, words, curve: curves[model] ?? []};
+    return {folder, sweep, group, notebook, parameters, model, name, title, results, words, curve};
   });
 }));
 const first = {};  // the parameters of each notebook's first row
 for (const row of rows) first[row.notebook] ??= row.parameters;
-const known = (name, some) => some.filter(row => name in row.parameters).map(row => row.parameters[name]);
-const differs = (name, some) => new Set(known(name, some)).size > 1;
+const having = (name, some) => some.filter(row => name in row.parameters);
+const differs = (name, some) => new Set(having(name, some).map(row => row.parameters[name])).size > 1;
 const varying = [...new Set(rows.flatMap(row => Object.keys(row.parameters)))]
   .filter(name => (name === "seed" || ![...labels, "teacher"].includes(name)) && differs(name, rows));
 
@@ -200,7 +199,8 @@ function diff() {
     const [a, b] = pair.map(row => row.results[name]), change = isNaN(b - a) ? "–" : written(name, b - a);
     return line(name, [written(name, a), written(name, b), (/^[\d,.]*[1-9]/.test(change) ? "+" : "") + change]);
   });
-  const names = [...new Set(pair.flatMap(row => Object.keys(row.parameters)))].filter(name => !/^(run|out)$/.test(name));
+  const all = new Set(pair.flatMap(row => Object.keys(row.parameters)));
+  const names = [...all].filter(name => !["run", "out"].includes(name));  // the titles say them
   const apart = names.filter(name => pair[0].parameters[name] !== pair[1].parameters[name]);
   const lines = apart.map(name => line(name, [...pair.map(row => written(name, row.parameters[name])), ""]));
   const heads = [pair[0].title, pair[1].title, "B − A"].map(name => make("th", {class: "num"}, breakable(name)));
@@ -213,6 +213,7 @@ function diff() {
 function responses() {
   const swept = shown.filter(row => row.sweep && "loss" in row.results), box = one("#response");
   box.replaceChildren();
+  one("#sweeps").hidden = false;  // what is hidden has no width
   for (const name of new Set(swept.map(row => row.group))) {
     const points = swept.filter(row => row.group === name), varied = differing(points);
     const drawn = varied.filter(name => name !== "seed"), figures = drawn.map(() => make("figure", {class: "chart"}));
@@ -223,7 +224,7 @@ function responses() {
 }
 
 function response(figure, parameter, all, varied) {
-  const points = all.filter(row => parameter in row.parameters), alike = {};
+  const points = having(parameter, all), alike = {};
   const x = parameterAxis(points.map(row => row.parameters[parameter]), parameter);
   const best = points.reduce((a, b) => a.results.loss <= b.results.loss ? a : b);
   const y = axis(points.map(row => row.results.loss), `loss, lowest at ${x.say(best.parameters[parameter])}`);
@@ -237,7 +238,7 @@ function response(figure, parameter, all, varied) {
     const lines = Object.values(alike).map(some => line(some.map(place).sort((a, b) => a[0] - b[0])));
     const left = across(Math.max(from, x.low)) - 6, width = across(Math.min(to, x.high)) + 6 - left;
     const ground = {class: "plan", x: left, width, y: top, height: bottom - top};
-    return [...x.numeric && width > 0 ? [make("rect", ground)] : [], make("path", {d: lines.join("")}),
+    return [...x.numeric && width > 0 ? [make("rect", ground)] : [], make("path", {class: "lines", d: lines.join("")}),
       make("path", {class: "dots", d: points.map(row => `${line([place(row)])}h0`).join("")})];
   });
 }
@@ -254,8 +255,8 @@ one("#runs thead").addEventListener("click", ({target}) => {
   show();
   one(`[data-column="${column}"]`).focus();
 });
-one("#more").addEventListener("click", () => { limit = Infinity; show(); });
-one("#none").addEventListener("click", () => { ticked.clear(); show(); });
+one("#more").onclick = () => { limit = Infinity; show(); };
+one("#none").onclick = () => { ticked.clear(); show(); };
 show();
 const students = shown.filter(row => row.curve.length > 1 && row.results.kl);  // 0 is the teacher itself
 for (const row of students.slice(0, 3)) tick(row, true);

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from tdbook.analysis.intervals import Interval
 from tdbook.report import tables, words
 from tdbook.runs import heartbeat
 from tdlib.shapes import SHAPES, LlamaConfig
@@ -98,8 +97,3 @@ def test_a_sweeps_table_tells_which_parameters_have_a_value_that_the_plan_names(
     values = {"rank": 16, "learning_rate": 1e-4, "share": None, "windows": "hard", "seed": 1}
     assert words.planned("03_lora", values) == "rank, learning_rate"
     assert words.planned("01_distill", values) == "rank"  # its rate is another
-    row = dict(point="p", change=Interval(0.1, 0, 0.2), loss=4.2, planned="rank")
-    assert tables.written("sweep", [row]).reset_index().to_dict("list") == {
-        **{"point": ["p"], "loss": ["4.200"], "loss − base's": ["+0.100 [+0.000, +0.200]"]},
-        "as the plan has it": ["rank"],
-    }
