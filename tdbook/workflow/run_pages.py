@@ -67,9 +67,9 @@ def index(out: Path, name: str = "") -> Path:
         return index(out.parent)
     if above:
         index(above)
-    path = out / "index.html"
-    if not ownership.is_book(out) and path.exists():
-        raise FileExistsError(f"{path} is no book's, and no run is there: give OUT=")
+    path, there = out / "index.html", [out / x for x in ownership.PAGES if (out / x).exists()]
+    if there and not ownership.is_book(out):
+        raise FileExistsError(f"{there[0]} is no book's, and no run is there: give OUT=")
     content = status.morning(out) | {"now": heartbeat.date(time.time())}
     content["name"] = name or out.resolve().name
     for row in content["rows"]:
@@ -89,7 +89,7 @@ def index(out: Path, name: str = "") -> Path:
     _write(path, "runs.html.j2", **content)
     if content["whole"]:
         _write(out / "morning.md", "morning.md.j2", **content)
-    if content["rows"] and not swept:
+    if not swept and any(row["record"] for row in content["rows"]):
         compare([out], content["name"])
     return path
 
