@@ -131,7 +131,7 @@ function chart(figure, x, y, parts) {
   const text = (x, y, anchor, words) => make("text", {x, y, "text-anchor": anchor}, words);
   let end = -Infinity;  // of the label before, so that none is written over it
   const below = x.ticks.flatMap(at => {
-    const half = x.say(at).length * 3.6 + 4, middle = Math.min(across(at), width - half + 4);
+    const half = x.say(at).length * 3.6 + 4, middle = Math.min(Math.max(across(at), half), width - half + 4);
     if (middle - half < end) return [];
     end = middle + half;
     return [text(middle, bottom + 18, "middle", x.say(at))];
