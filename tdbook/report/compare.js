@@ -21,7 +21,7 @@ function make(tag, attributes = {}, ...inside) {
   return made;
 }
 
-const breakable = text => make("span", {}, ...text.split(/(?<=[_/=])/).flatMap(part => [part, make("wbr")]));
+const breakable = text => make("span", {}, ...text.match(/[^_/=]*[_/=]?/g).flatMap(part => [part, make("wbr")]));
 const label = name => RESULTS[name]?.[0] ?? name;
 const formats = [0, 1, 2, 3, 4, 5, 6].map(digits => new Intl.NumberFormat("en",  // slow to make
   {minimumFractionDigits: digits, maximumFractionDigits: digits}));
@@ -96,7 +96,7 @@ function show() {
     : [...measured.slice(0, 1), ...own.slice(0, innerWidth < 640 ? 2 : 3)];
   one("#runs thead").replaceChildren(make("tr", {}, ...["name", ...columns].map(name => {
     const by = name === sorted.column && (sorted.sign > 0 ? ["ascending", " ▴"] : ["descending", " ▾"]);
-    const button = make("button", {"data-column": name}, breakable(label(name)), ...by ? [by[1]] : []);
+    const button = make("button", {"data-column": name, title: name}, breakable(label(name)), ...by ? [by[1]] : []);
     return make("th", {scope: "col", class: name === "name" ? "" : "num", ...by && {"aria-sort": by[0]}}, button);
   })));
   one("#runs tbody").replaceChildren(...shown.slice(0, limit).map(row => {
@@ -247,14 +247,15 @@ const groups = new Set(["all", ...rows.map(row => row.group).sort(), ...several 
 field("group").append(...[...groups].map(name => make("option", {}, name)));
 const asked = decodeURIComponent(location.hash.slice(1));
 if (groups.has(asked)) field("group").value = asked;
-for (const name of ["group", "filter", "all"]) field(name).addEventListener("input", () => { limit = 25; show(); });
-for (const name of ["whole", "a", "b"]) field(name).addEventListener("input", draw);
-one("#runs thead").addEventListener("click", ({target}) => {
-  const {column} = target.closest("button").dataset;
+for (const name of ["group", "filter"]) field(name).oninput = () => { limit = 25; show(); };
+field("all").oninput = show;
+for (const name of ["whole", "a", "b"]) field(name).oninput = draw;
+one("#runs thead").onclick = ({target}) => {
+  const column = target.closest("button")?.dataset.column ?? sorted.column;
   sorted = {column, sign: column === sorted.column ? -sorted.sign : 1};
   show();
   one(`[data-column="${column}"]`).focus();
-});
+};
 one("#more").onclick = () => { limit = Infinity; show(); };
 one("#none").onclick = () => { ticked.clear(); show(); };
 show();
