@@ -92,8 +92,8 @@ function show() {
     : `${words[tests.indexOf(null)]}: no row has a parameter or result of that name`;
   const own = differing(shown), mixed = new Set(shown.map(row => row.group)).size > 1;
   const measured = Object.keys(RESULTS).filter(name => shown.some(row => name in row.results));
-  const columns = field("all").checked ? [...own, ...measured]
-    : [...measured.slice(0, 1), ...own.slice(0, innerWidth < 640 ? 2 : 3)];
+  const more = field("all").checked ? [...own, ...measured.slice(1)] : own.slice(0, innerWidth < 640 ? 2 : 3);
+  const columns = [...measured.slice(0, 1), ...more];
   one("#runs thead").replaceChildren(make("tr", {}, ...["name", ...columns].map(name => {
     const by = name === sorted.column && (sorted.sign > 0 ? ["ascending", " ▴"] : ["descending", " ▾"]);
     const button = make("button", {"data-column": name, title: name}, breakable(label(name)), ...by ? [by[1]] : []);
