@@ -90,5 +90,5 @@ def difference(one: str, other: str, size: Interval, known_N: np.ndarray) -> str
 def planned(notebook: str, values: Mapping[str, object]) -> str:
     """Which of a notebook's parameters have a value that the plan names."""
     plan = {name.removeprefix(f"{notebook}."): ends for name, ends in parameters.PLAN.items()}
-    ours = (n for n, x in values.items() if n in plan and plan[n][0] <= (x or 0) <= plan[n][1])
-    return ", ".join(ours) or "–"
+    named = (n for n, x in values.items() if n in plan and plan[n][0] <= (x or 0) <= plan[n][1])
+    return ", ".join(named) or "–"
