@@ -25,7 +25,7 @@ $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN))= is not known: give one of $(sor
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book sweep evidence status test bench gpu-code stress lab plan doctor report
-.PHONY: publish zip export chat clean clean-cache
+.PHONY: compare publish zip export chat clean clean-cache
 
 help:    ## this list
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1	/p' Makefile | expand -t 20
@@ -85,6 +85,9 @@ doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps 
 
 report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
 	@exec .venv/bin/python -m tdbook report $(FOLDER)
+
+compare: .venv/made ## one page on all runs of OUT=, or of OUT="one other": filter, curves, differences
+	@exec .venv/bin/python -m tdbook compare $(FOLDER)
 
 publish: .venv/made ## copy what may be shown of a run folder to outputs/published/, for git
 	@exec .venv/bin/python -m tdbook publish $(FOLDER) $(if $(value NAME),"$$TYPED_NAME")

@@ -11,7 +11,7 @@ from tdbook.runs import heartbeat, machine, ownership, parameters
 from tdbook.workflow import execute, graph, plan, scheduler, status
 
 # their words are never NAME=value
-PLACES = ("report", "clean-cache", "publish", "zip", "published")
+PLACES = ("report", "compare", "clean-cache", "publish", "zip", "published")
 
 
 def main(arguments: list[str]) -> int:
@@ -70,6 +70,8 @@ def _show(command: str, words: list[str]) -> int | None:
         case "report", [out]:
             execute.pages(parameters.ROOT / out, again=True)
             print(run_pages.refresh(parameters.ROOT / out))
+        case "compare", [outs]:
+            print(run_pages.compare([parameters.ROOT / out for out in parameters.texts(outs)]))
         case "publish", [out, *name]:
             run_pages.publish(parameters.ROOT / out, *name)
         case "zip", [out]:

@@ -12,8 +12,8 @@ from tdbook.book import common
 from tdbook.corpus import token_files
 from tdbook.export import gguf_file, inference
 from tdbook.export.decoder import Decoder
-from tdbook.report import tables
-from tdbook.runs import notebooks, sweeps
+from tdbook.report import tables, words
+from tdbook.runs import notebooks
 from tdbook.runs.running import Run
 from tdbook.runs.sweeps import Folder
 from tdbook.workflow import workload
@@ -113,15 +113,14 @@ def show_sweep(this: Run, sweep: str, losses: Mapping, document_N: np.ndarray) -
     points = {n: p for n, p in common.folder_of(this).points.items() if p.sweep == sweep}
     if not points:
         return f"No point of the sweep {sweep} is done."
-    rows, notebook, p = [], sweeps.listed(this.out, sweep)["notebook"], this.parameters
+    rows, p = [], this.parameters
     for name, point in points.items():
-        row = point.metrics | {"point": name, "varied": point.varied}
-        row["minutes"] = point.record["seconds"] / 60
-        pair = losses[name], losses[p["base"]], document_N
-        rows.append(row | {"change": intervals.change(*pair)})
-    this.table(f"sweep-{sweep}", tables.sweep(rows, notebook))
-    best = min(rows, key=lambda row: row["loss"])
-    return WORDS["sweep"].format(count=len(rows), sweep=sweep, best=best, base=p["base"])
+        change = intervals.change(losses[name], losses[p["base"]], document_N)
+        planned = words.planned(point.record["notebook"], point.varied)
+        rows.append(point.metrics | {"point": name, "change": change, "planned": planned})
+    rows.sort(key=lambda row: row["loss"])
+    this.table(f"sweep-{sweep}", tables.written("sweep", rows))
+    return WORDS["sweep"].format(count=len(rows), sweep=sweep, best=rows[0], base=p["base"])
 
 
 def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:

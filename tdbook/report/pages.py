@@ -2,8 +2,8 @@
 
 Maths is MathML, figures are data URIs, Telugu has its own subset font (bench/telugu_font.py). What
 came from data is escaped where it becomes HTML: by Markdown, the templates, pandas, widgets.py. Of
-what slips through the page's security policy allows no request, and no script but the explorer's,
-known by its hash.
+what slips through the page's security policy allows no request, and no script but the two of this
+folder, known by their hashes.
 """
 
 import base64
@@ -24,7 +24,8 @@ HERE = Path(__file__).parent
 FONT_SLOT = "/* font */"
 FONT_FACE = (HERE / "telugu_font.css").read_text("utf-8")
 WIDGETS_CSS = (HERE / "widgets.css").read_text("utf-8")
-SCRIPT = (HERE / "explorer.js").read_text("utf-8")  # moves the sliders of `explorer`
+# they move the sliders of `explorer`, and fill the page that compares runs
+SCRIPT, COMPARE = ((HERE / f"{name}.js").read_text("utf-8") for name in ("explorer", "compare"))
 
 
 def exporter() -> HTMLExporter:
@@ -65,10 +66,12 @@ def environment() -> jinja2.Environment:
     templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
     templates.filters |= {"date": heartbeat.date, "progress": heartbeat.progress, "si": units.si}
     templates.filters["duration"] = units.duration
-    script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    css = Markup((HERE / "report.css").read_text("utf-8") + WIDGETS_CSS)
-    templates.globals |= {"css": css, "font_slot": FONT_SLOT, "script_hash": f"sha256-{script}"}
-    templates.globals |= {"script": Markup(SCRIPT), "widgets_css": Markup(WIDGETS_CSS)}
+    hashes = (hashlib.sha256(script.encode()).digest() for script in (SCRIPT, COMPARE))
+    ours = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes)
+    css = (HERE / "report.css").read_text("utf-8") + WIDGETS_CSS
+    safe = {"css": css, "our_scripts": ours, "font_slot": FONT_SLOT, "widgets_css": WIDGETS_CSS}
+    safe |= {"script": SCRIPT, "compare_script": COMPARE}
+    templates.globals |= {name: Markup(text) for name, text in safe.items()}
     # of what a page's script reads; tojson escapes what could end it
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return templates

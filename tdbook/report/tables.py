@@ -15,7 +15,6 @@ import yaml
 from tdbook.analysis import features, intervals
 from tdbook.analysis.intervals import Interval
 from tdbook.export import inference
-from tdbook.report import words
 from tdbook.runs import notebooks
 from tdbook.runs.units import Q4_LIMIT, minus, of_plan, q4_0_bytes, span
 from tdlib.hard_set import known_mean
@@ -40,7 +39,7 @@ class _Cell(string.Formatter):
         return minus(intervals.number(value, form)) if number else format(value, form)
 
 
-def _written(table: str, rows: Iterable[Mapping]) -> pd.DataFrame:
+def written(table: str, rows: Iterable[Mapping]) -> pd.DataFrame:
     """Rows of numbers as a table to read, the first column its index. Where windows without a
     target were left out, the last column says how many."""
     cell, columns, rows = _Cell().vformat, COLUMNS[table], list(rows)
@@ -66,7 +65,7 @@ def quality(metrics: dict, losses: dict, document_N, rounding, base, scratch, te
             row["as_q4"] = f"{m['loss'] + rounding[name][0]:.3f} ({Interval(*rounding[name]):.4f})"
         row["plan_loss"], row["plan_formula"] = span(low, high), span(258 / high, 258 / low, 1)
         rows.append(m | row | {"plan_quality": span(*of_plan(name, "quality"), 0)})
-    return _written("quality", rows)
+    return written("quality", rows)
 
 
 def hard_and_easy(losses: Mapping, hard_N, document_N, base: str) -> pd.DataFrame:
@@ -87,7 +86,7 @@ def cost(results: dict[str, dict]) -> pd.DataFrame:
         names = [*result.get("models", {}), result["parameters"].get("adapter", "")]
         hours = span(*of_plan(of_notebook.get(result["notebook"], names[0]), "hours"), 0)
         rows.append(result | {"run": run, "minutes": result["seconds"] / 60, "hours": hours})
-    return _written("cost", rows)
+    return written("cost", rows)
 
 
 def sizes(shapes: dict[str, LlamaConfig], teacher: str) -> pd.DataFrame:
@@ -98,26 +97,26 @@ def sizes(shapes: dict[str, LlamaConfig], teacher: str) -> pd.DataFrame:
         row = {"shape": name, "c": c, "compression": largest.parameters / c.parameters}
         row |= {"q4": q4_0_bytes(c), "body": whole / body}
         rows.append(row | {"passes": "yes" if row["q4"] <= Q4_LIMIT else "no"})
-    return _written("sizes", rows)
+    return written("sizes", rows)
 
 
 def metrics(rows: dict[str, dict]) -> pd.DataFrame:
     """Every metric of some models, the first one the baseline, with the difference in loss."""
     first, base = next(iter(rows.items()))
     named = (row | {"first": first, "model": name} for name, row in rows.items())
-    return _written("metrics", [row | {"change": row["loss"] - base["loss"]} for row in named])
+    return written("metrics", [row | {"change": row["loss"] - base["loss"]} for row in named])
 
 
 def reality(rows: Iterable[Mapping]) -> pd.DataFrame:
     """Difficulty of the base's hard windows and of the rest, by each judge (selection.reality)."""
-    return _written("reality", rows)
+    return written("reality", rows)
 
 
 def texts(by_model: dict[str, dict]) -> pd.DataFrame:
     """Generated texts side by side, and how much each model repeats itself."""
     rows = [{"model": name} | row for name, row in by_model.items()]
     # a row of Markdown is one line
-    return _written("texts", [row | {"text": row["text"].replace("\n", " ¶ ")} for row in rows])
+    return written("texts", [row | {"text": row["text"].replace("\n", " ¶ ")} for row in rows])
 
 
 def kept_and_lost(rows: Iterable[Mapping], base: str, teacher: str) -> pd.DataFrame:
@@ -127,16 +126,7 @@ def kept_and_lost(rows: Iterable[Mapping], base: str, teacher: str) -> pd.DataFr
         unigram, student, loss = (row[name] for name in ("unigram", base, teacher))
         more = {"lag": student - loss, "retention": features.retention(unigram, student, loss)}
         written.append(row | more | {"loss": loss, "base": base, "teacher": teacher})
-    return _written("kept_and_lost", written)
-
-
-def sweep(rows: list[dict], notebook: str) -> pd.DataFrame:
-    """One row a model, best first (see comparison.show_sweep). *: a value that the plan names."""
-    rows = sorted(rows, key=lambda row: row["loss"])
-    table = {"point": [row["point"] for row in rows]}
-    for name in dict.fromkeys(name for row in rows for name in row["varied"]):
-        table[name] = [words.setting(notebook, name, row["varied"].get(name, "–")) for row in rows]
-    return pd.concat([pd.DataFrame(table), _written("sweep", rows).reset_index()], axis=1)
+    return written("kept_and_lost", written)
 
 
 def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
@@ -149,7 +139,7 @@ def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:
             plan = of_plan(name, phase)
             more = {"times": row["decode"] / first[row["threads"]], "plan": span(*plan, 0)}
             rows.append(row | more | {"model": model})
-    return _written("speeds", rows)
+    return written("speeds", rows)
 
 
 def quantization(by_model: dict, repeated: dict, speeds: dict, bandwidth: float) -> pd.DataFrame:
@@ -165,10 +155,10 @@ def quantization(by_model: dict, repeated: dict, speeds: dict, bandwidth: float)
             cells = inference.in_words(row | {"changes": changes})
             plan = span(*of_plan(model, "megabytes"), 0) if row["format"] == "Q4_0" else "–"
             rows.append(each | cells | {"model": model, "bytes": row["bytes"], "plan": plan})
-    return _written("quantization", rows)
+    return written("quantization", rows)
 
 
 def files(shipped: dict[str, list[dict]]) -> pd.DataFrame:
     """Model → rows of export.ship, of which those of files."""
     pairs = ((name, row) for name, rows in shipped.items() for row in rows if row["file"])
-    return _written("files", [{"model": name} | row for name, row in pairs])
+    return written("files", [{"model": name} | row for name, row in pairs])

@@ -90,9 +90,8 @@ def outcome(one: str, other: str, size: Interval, known_N: np.ndarray, plan=()) 
     return f"{answer}{one} ends {size.than(other)} (one seed{left_out * bool(masked)}){hoped}."
 
 
-def setting(notebook: str, name: str, value: object) -> str:
-    """The value of a notebook's parameter as text; * where the plan names it."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return str(value)
-    plan = parameters.PLAN.get(f"{notebook}.{name}", parameters.PLAN.get(name))
-    return f"{value:g}" + " *" * (plan is not None and plan[0] <= value <= plan[1])
+def planned(notebook: str, values: Mapping[str, object]) -> str:
+    """Which of a notebook's parameters have a value that the plan names."""
+    plan = {name.removeprefix(f"{notebook}."): ends for name, ends in parameters.PLAN.items()}
+    named = (n for n, x in values.items() if n in plan and plan[n][0] <= (x or 0) <= plan[n][1])
+    return ", ".join(named) or "–"

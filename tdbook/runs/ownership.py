@@ -22,7 +22,7 @@ from tdbook.runs import hashes, heartbeat, notebooks, parameters
 from tdlib import files
 
 CLAIMS = ".claims"
-PAGES = ("index.html", "morning.md")
+PAGES = ("index.html", "compare.html", "morning.md")
 # what every run writes under its own name
 RECORDS = "results/{}.json hashes/{}.json state/{}.json checkpoints/{} {}.html .done/{}".split()
 BY_A_RUN = r"by [\w.+-]+'s parameters"  # how a hard set's words begin where a run chose it

@@ -20,6 +20,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
+from tdbook.report import compare as compared
 from tdbook.report import pages
 from tdbook.runs import hashes, heartbeat, notebooks, ownership, parameters, sweeps, units
 from tdbook.runs.parameters import ParameterError
@@ -73,9 +74,9 @@ def index(out: Path, name: str = "") -> Path:
         return index(out.parent)
     if above:
         index(above)
-    path = out / "index.html"
-    if not ownership.is_book(out) and path.exists():
-        raise FileExistsError(f"{path} is no book's, and no run is there: give OUT=")
+    path, there = out / "index.html", [out / x for x in ownership.PAGES if (out / x).exists()]
+    if there and not ownership.is_book(out):
+        raise FileExistsError(f"{there[0]} is no book's, and no run is there: give OUT=")
     content = status.morning(out) | {"now": heartbeat.date(time.time())}
     content["name"] = name or out.resolve().name
     for row in content["rows"]:
@@ -96,6 +97,22 @@ def index(out: Path, name: str = "") -> Path:
     _write(path, "runs.html.j2", **content)
     if content["whole"]:
         _write(out / "morning.md", "morning.md.j2", **content)
+    if not swept and any(row["record"] for row in content["rows"]):
+        compare([out], content["name"])
+    return path
+
+
+def compare(outs: list[Path], name: str = "") -> Path:
+    """Write compare.html of a folder; of several, compare-<others>.html in the first of them."""
+    if empty := [out for out in outs if not status.traces(out)]:
+        raise ParameterError(f"{empty[0]} holds no run: give OUT=, of several with spaces between")
+    path = outs[0] / f"{'-'.join(['compare', *(out.name for out in outs[1:])])}.html"
+    if outs[1:]:
+        files.own(path)
+    folders = {name or parameters.shown(out): [*compared.records(out)] for out in outs}
+    _write(path, "compare.html.j2", folders=folders, compared=compared, parameters=parameters)
+    if outs[1:]:
+        files.mark(outs[0], path.name)
     return path
 
 

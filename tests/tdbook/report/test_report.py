@@ -193,7 +193,7 @@ def test_the_index_tells_each_run_with_its_true_state_below_table_and_plot(parse
 
 def test_a_browser_shows_all_of_every_page_on_a_phone_and_asks_for_nothing(every_state, faults):
     pages = sorted(every_state.glob("*.html"))
-    assert len(pages) == 6
+    assert len(pages) == 7
     assert {page.name: found for page in pages if (found := faults(page))} == {}
 
 

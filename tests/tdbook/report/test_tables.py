@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tdbook.analysis.intervals import Interval
-from tdbook.report import tables
+from tdbook.report import tables, words
 from tdbook.runs import heartbeat
 from tdlib.shapes import SHAPES, LlamaConfig
 from tests.helpers import cases
@@ -80,12 +79,7 @@ def test_numbers_are_written_with_their_units_beside_the_plans(table):
     assert {name: found[name].tolist() for name in wanted} == wanted
 
 
-def test_a_sweep_is_listed_best_first():
-    point = {"change": Interval(0.1, 0, 0.2)}
-    rows = [point | {"point": f"p{s}", "varied": {"rank": rank, "seed": s}, "loss": loss,
-                     "kl": 0.5, "minutes": 2}
-            for rank, s, loss in ((16, 1, 4.2), (4, 1, 4.1), (4, 2, 4.0))]  # fmt: skip
-    table = tables.sweep(rows, "03_lora").to_dict("list")
-    assert table["point"] == ["p2", "p1", "p1"] and table["loss"] == ["4.000", "4.100", "4.200"]
-    assert table["rank"] == ["4", "4", "16 *"]  # as the plan has it
-    assert table["loss − base's"][0] == "+0.100 [+0.000, +0.200]"
+def test_a_sweeps_table_tells_which_parameters_have_a_value_that_the_plan_names():
+    values = {"rank": 16, "learning_rate": 1e-4, "share": None, "windows": "hard", "seed": 1}
+    assert words.planned("03_lora", values) == "rank, learning_rate"
+    assert words.planned("01_distill", values) == "rank"  # its rate is another

@@ -61,6 +61,7 @@ REFUSED = {
     "teacher/optimizer.pt": (f"teacher {NOT_OURS}: move", lambda at: made(at / "teacher", w="new")),
     "hard_set.json/x": ("is a folder, a", lambda at: files.write_whole(at / "hard_set.json", "{}")),
     "index.html": ("no run is there", run_pages.index),
+    "compare.html": ("no run is there", run_pages.index),
     "workers/x": (f"workers {NOT_OURS}", lambda at: FIT(folder=at)),
     "t.model": (f"t.model {NOT_OURS}", lambda at: tokenizer_files.train("a", 300, at / "t.model")),
 }
