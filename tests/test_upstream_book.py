@@ -53,11 +53,8 @@ def owner(lines, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def made(owner, tmp_path_factory) -> Path:
     out, before = tmp_path_factory.mktemp("runs") / "owner", content(owner)
-    given = (
-        f"TOKENS={owner}/data",
-        f"TEACHER={owner}/best.pt",
-        f"TOKENIZER={owner}/tokenizer.json",
-    )
+    files = {"TOKENS": "data", "TEACHER": "best.pt", "TOKENIZER": "tokenizer.json"}
+    given = [f"{name}={owner / path}" for name, path in files.items()]
     done = smoke_book.command(out, *given, "ONLY=01_distill-50m")
     assert done.returncode == 0, done.stdout + done.stderr
     execute(out, "01_distill-50m-sliced")  # it starts from the teacher
