@@ -113,8 +113,7 @@ def checkpoint(model) -> dict:
     state["lm_head.weight"] = state["transformer.wte.weight"]
     shape = {"block_size": c.context, "vocab_size": c.vocab_size, "n_layer": c.layers}
     shape |= {"n_head": c.heads, "n_embd": c.dim, "dropout": 0.1, "bias": False}
-    if c.qk_norm:
-        shape |= {"n_kv_head": c.kv_heads, "use_qk_norm": True, "tie_embeddings": True}
+    shape |= dict(n_kv_head=c.kv_heads, use_qk_norm=True, tie_embeddings=True) if c.qk_norm else {}
     made = {"model": {f"_orig_mod.{name}": weight for name, weight in state.items()}}
     made |= {"optimizer": None, "config": shape | {"rope_theta": 10000.0}}
     return made | {"architecture": "llama", "step": 45000, "val_loss": None}
