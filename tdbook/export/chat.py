@@ -1,32 +1,35 @@
 """A terminal loop with a model folder (PyTorch) or a .gguf file (llama.cpp): make chat MODEL=…
 
-Each line typed is a text that the model continues, as it is made: these models continue text and
-answer nothing. Ctrl-C ends a text, Ctrl-D the loop.
+A chat model answers, and remembers the conversation; an empty line begins a new one. Of any other
+model each line typed is a text that it continues. Ctrl-C ends a text, Ctrl-D the loop.
 """
 
 import readline  # noqa: F401
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
 from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import llama_cpp, model_tokenizer, shipping
+from tdbook.export.turns import Turns
 from tdlib import generate
 from tdlib.model import Llama
 
 TEMPERATURE, TOKENS = 0.8, 200
 HOW = "It goes on with your text; it was not taught to answer. Ctrl-C ends a text, Ctrl-D all."
+IN_TURNS = "It answers. An empty line begins anew, Ctrl-C ends an answer, Ctrl-D all."
 HINT = "\nType text as segmented (ఊరి@@ లో), or give SEGMENTER=morfessor.bin."
 
 
 def chat(pairs: dict[str, str]) -> None:
     """MODEL= [SEGMENTER=] of the command line. Until Ctrl-D, or the end of what is piped in."""
-    path, seed = shipping.find(pairs.get("MODEL", "")), 0
+    path, seed, talk = shipping.find(pairs.get("MODEL", "")), 0, []
     model, tokenizer = opened(path, pairs.get("SEGMENTER", ""))
     raw = not tokenizer or tokenizer.kind != "Morfessor" or tokenizer.model
-    print(f"{path}\n{HOW}{'' if raw else HINT}")
+    print(f"{path}\n{IN_TURNS if model.turns else HOW}{'' if raw else HINT}")
     while True:
         try:
             text = input("\n> ").strip()
@@ -35,46 +38,67 @@ def chat(pairs: dict[str, str]) -> None:
             return
         except KeyboardInterrupt:
             continue
-        began = time.perf_counter()
-        try:
-            print(text, end="", flush=True)
-            for piece in continued(model, text, seed):
-                print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            print(" …", end="")
-        except ValueError as error:
-            print(f"\n{error}", end="")
-        print(f"\n({time.perf_counter() - began:.1f} s)")
+        if model.turns and not text:
+            talk = []
+        else:
+            talk = answer(model, text, talk, seed)
         seed += 1
+
+
+def answer(model, text: str, talk: list, seed: int) -> list[tuple[str, str]]:
+    """Prints what follows a text, and how fast; the conversation (role, text) with both."""
+    began, pieces = time.perf_counter(), []
+    try:
+        print("" if model.turns else text, end="", flush=True)
+        for piece in continued(model, prompt(model, [*talk, ("user", text)]), seed):
+            pieces.append(piece)  # one a token, and what is left at the end
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" …", end="")
+    except ValueError as error:
+        print(f"\n{error}", end="")
+    seconds, count = time.perf_counter() - began, max(0, len(pieces) - 1)
+    print(f"\n({seconds:.1f} s, {count / seconds:.3g} tokens/s)")
+    return [*talk, ("user", text), ("assistant", "".join(pieces))] if pieces else talk
+
+
+def prompt(model, talk: list[tuple[str, str]]) -> list[int]:
+    """The ids that a conversation goes on from; without a template, its last text."""
+    ids = model.turns.ids(talk) if model.turns else [*model.begin, *model.tokenize(talk[-1][1])]
+    if len(ids) >= model.context:
+        fault = f"{len(ids)} tokens fill the context of {model.context}: shorten it"
+        raise ValueError(fault + ", or begin anew" * bool(model.turns))
+    return ids or [model.eos]
 
 
 def opened(path: Path, segmenter: str) -> tuple[llama_cpp.Model | SimpleNamespace, Tokenizer]:
     """What continues text, asked as llama_cpp.Model is; the tokenizer beside it, where needed."""
     if path.suffix == ".gguf":
-        model = llama_cpp.Model(path)
-        if model.raw_text:
-            return model, None
-        tokenizer = model_tokenizer.open_beside(path.parent, segmenter, model.vocab_size).tokenizer
-    else:
-        net = Llama.load(path).eval()
-        beside = model_tokenizer.open_beside(path, segmenter, net.config.vocab_size)
-        tokenizer, sampling = beside.tokenizer, generate.Sampling(temperature=TEMPERATURE)
-        ends = {*beside.stops, tokenizer.eos}.__contains__
-        model = SimpleNamespace(begin=beside.begin, eos=tokenizer.eos, ends=ends)
-        model.context, model.decode = net.config.context, tokenizer.decode
-        model.stream = lambda ids, n, _, seed: generate.steps(net, ids, n, sampling, seed)
+        model, tokenizer = llama_cpp.Model(path), None
+        named = {"bos_token": model.piece(model.bos), "eos_token": model.piece(model.eos)}
+        ways = model.tokenize, partial(model.tokenize, special=True)
+        model.turns = model.template and Turns(model.template, named, model.special(), *ways)
+        if not model.raw_text:
+            beside = model_tokenizer.open_beside(path.parent, segmenter, model.vocab_size)
+            tokenizer = beside.tokenizer
+            model.turns = model_tokenizer.turns_of(tokenizer, model.template)
+            model.tokenize = lambda text: tokenizer.encode([text])[0]
+        return model, tokenizer
+    net = Llama.load(path).eval()
+    beside = model_tokenizer.open_beside(path, segmenter, net.config.vocab_size)
+    tokenizer, sampling = beside.tokenizer, generate.Sampling(temperature=TEMPERATURE)
+    ends = {*beside.stops, tokenizer.eos}.__contains__
+    model = SimpleNamespace(begin=beside.begin, eos=tokenizer.eos, ends=ends, turns=beside.turns)
+    model.context, model.decode = net.config.context, tokenizer.decode
+    model.stream = lambda ids, n, _, seed: generate.steps(net, ids, n, sampling, seed)
     model.tokenize = lambda text: tokenizer.encode([text])[0]
     return model, tokenizer
 
 
-def continued(model, text: str, seed: int) -> Iterator[str]:
-    """What follows a text, in pieces of whole letters."""
-    ids = [*model.begin, *model.tokenize(text)] or [model.eos]
-    if len(ids) >= model.context:
-        raise ValueError(f"{len(ids)} tokens fill the context of {model.context}: shorten it")
+def continued(model, ids: list[int], seed: int) -> Iterator[str]:
+    """What follows some ids, in pieces of whole letters."""
     stream = model.stream(ids, min(TOKENS, model.context - len(ids)), TEMPERATURE, seed)
-    new = takewhile(lambda i: not model.ends(i), stream)
-    return follow(new, ids, model.decode)
+    return follow(takewhile(lambda i: not model.ends(i), stream), ids, model.decode)
 
 
 def follow(ids: Iterable[int], prompt: list[int], text_of: Callable) -> Iterator[str]:

@@ -24,6 +24,7 @@ from gguf import LlamaFileType, TokenType
 
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer
 from tdbook.export import cards, llama_cpp, model_tokenizer
+from tdbook.export.turns import TRIAL
 from tdlib import quantize, teacher, weights
 from tdlib.files import AWAY, mark, own, replacing, write_whole
 from tdlib.model import Llama, stored_shapes
@@ -114,18 +115,24 @@ def read(folder: Path) -> Source:
 def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
     """The first form that makes the tokenizer's ids in llama.cpp; else the first, and why not."""
     beside = model_tokenizer.open_beside(folder, rows=config.vocab_size)
-    begin, end, tokenizer, whys = beside.begin, beside.end, beside.tokenizer, []
     bos = model_tokenizer.read_config(folder, "config.json").get("bos_token_id")
+    talk, turns = [], beside.turns
+    if turns:  # llama.cpp puts <bos> before what a template makes, unless it begins with it
+        first, talk = turns.named.get("bos_token"), [turns.text(TRIAL)]
+        bos = turns.parse(first)[0] if first else bos
+        begins = first and talk[0].startswith(first)
+        beside = replace(beside, begin=beside.begin if begins else (), end=())
+    begin, end, tokenizer, whys = beside.begin, beside.end, beside.tokenizer, []
     bos = begin[0] if begin else config.eos_id if bos is None else bos
     forms = {"Morfessor": _joined, "SentencePiece": _sentencepiece, "Hugging Face": _json}
     candidates = [Vocabulary(beside, bos, **form) for form in forms[tokenizer.kind](tokenizer)]
     if candidates[0].why:
         return candidates[0]
     lines = model_tokenizer.trial_lines(tokenizer)
-    wanted = tokenizer.encode(lines)
+    wanted = [*tokenizer.encode(lines), *(turns.parse(text) for text in talk)]
     for candidate in candidates:
         try:
-            ids = _trial_ids(candidate, lines)
+            ids = _trial_ids(candidate, lines, talk)
         except ValueError:
             whys.append("text that it has no piece for ends llama.cpp's process")
             continue
@@ -134,14 +141,14 @@ def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
             plain = len(begin) <= 1 and end in ((), (tokenizer.eos,))
             return candidate if plain else replace(candidate, why=between)
         wrong = sum(a != b for a, b in zip(ids, wanted, strict=True))
-        whys.append(f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines")
+        whys.append(f"llama.cpp makes other ids of {wrong:,} of {len(wanted):,} trial lines")
     if added := len(model_tokenizer.added_words(tokenizer)):
         whys[0] += f"; {added:,} of its pieces are words added to it"
     return replace(candidates[0], why=whys[0])
 
 
-def _trial_ids(candidate: Vocabulary, lines: list[str]) -> list[list[int]]:
-    """llama.cpp's ids of lines, by a file of as small a model as can be."""
+def _trial_ids(candidate: Vocabulary, lines: list[str], talk: list[str]) -> list[list[int]]:
+    """llama.cpp's ids of lines and of conversations, by a file of as small a model as can be."""
     size = dict(layers=1, heads=1, dim=32, mlp_dim=32, context=64)
     shape = LlamaConfig(len(candidate.pieces), **size)
     with tempfile.TemporaryDirectory() as place, torch.random.fork_rng(devices=[]):
@@ -150,7 +157,7 @@ def _trial_ids(candidate: Vocabulary, lines: list[str]) -> list[list[int]]:
         model.save(folder)
         places = weights.locate(folder, stored_shapes(model))
         _write_model(path, Source(folder, shape, candidate, places), "F16")
-        return llama_cpp.ids_of(path, lines)
+        return llama_cpp.ids_of(path, lines, talk)
 
 
 def _joined(tokenizer: Tokenizer) -> list[dict]:
@@ -264,6 +271,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, words: Vocabulary, rows: int) -> No
     about |= dict(unk_token_id=one.unk, pad_token_id=pad, add_bos_token=bool(words.beside.begin))
     about |= dict(add_eos_token=bool(words.beside.end), add_space_prefix=words.space)
     about |= dict(remove_extra_whitespaces=words.trims)
+    about |= dict(chat_template=words.beside.turns and words.beside.turns.template)
     for name, value in about.items():
         if value not in (None, []):
             getattr(writer, f"add_{name}")(value)

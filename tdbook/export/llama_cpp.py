@@ -13,7 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_void_p
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from gguf import GGMLQuantizationType as Kind
 
 RAW_TEXT = "tdlib.raw_text"  # metadata: whether the file makes the tokenizer's own ids of raw text
 REMAKE = "copy it again, or make it again, by make export MODEL=folder"
+NO_TEXT = 1 | 8  # attributes of a token, by llama.h: unknown, control
 LONGEST = 2**20  # tokens of a context: room for its keys and values is made at once
 TYPE_K = 26  # where the settings of a context hold the type of keys; that of values follows
 
@@ -50,6 +51,7 @@ _RETURNS = {  # by llama.h; other functions return an int32, or nothing
     "llama_model_load_from_file llama_init_from_model": _Handle,
     "llama_model_get_vocab llama_get_memory": _Handle,
     "llama_get_logits": POINTER(c_float),
+    "llama_model_chat_template llama_vocab_get_text": c_char_p,
     "llama_vocab_is_eog llama_vocab_get_add_bos": c_bool,
 }
 _silence = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)(lambda *_: None)
@@ -88,10 +90,11 @@ def quantize(weight_OI: np.ndarray, kind: Kind, squares_I: np.ndarray | None = N
     return blocks
 
 
-def ids_of(path: Path, lines: Sequence[str] = ()) -> list[list[int]]:
-    """The ids of lines of text by a file, in a process of its own. ValueError: that ended."""
+def ids_of(path: Path, lines: Sequence[str] = (), talk: Sequence[str] = ()) -> list[list[int]]:
+    """The ids of lines of text by a file, and of conversations, which spell special tokens; in a
+    process of its own. ValueError: that ended."""
     command = [sys.executable, "-P", __file__, str(path)]  # -P: none of tdbook
-    done = subprocess.run(command, input=json.dumps(lines), text=True, capture_output=True)
+    done = subprocess.run(command, input=json.dumps([lines, talk]), text=True, capture_output=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines() or [f"signal {-done.returncode}"]
         raise ValueError(f"llama.cpp cannot run {path} ({reason[-1]:.200}): {REMAKE}")
@@ -129,9 +132,10 @@ class Model:
         if exact:
             settings.numbers[TYPE_K] = settings.numbers[TYPE_K + 1] = 0
         self._run = self._keep(lib.llama_free, lib.llama_init_from_model(model, settings))
-        self.eos = lib.llama_vocab_eos(self._vocabulary)
+        self.template = (lib.llama_model_chat_template(model, None) or b"").decode()
+        self.bos, self.eos = (getattr(lib, f"llama_vocab_{x}os")(self._vocabulary) for x in "be")
         begins = lib.llama_vocab_get_add_bos(self._vocabulary)
-        self.begin = [lib.llama_vocab_bos(self._vocabulary)] if begins else []
+        self.begin = [self.bos] if begins else []
         self.threads(threads)
 
     def _keep(self, free: Callable, handle: _Handle) -> _Handle:
@@ -185,14 +189,24 @@ class Model:
     def generate(self, ids: Sequence[int], tokens: int) -> list[int]:
         return list(self.stream(ids, tokens))
 
-    def tokenize(self, text: str) -> list[int]:
-        """The file's own ids of raw text, without special tokens. ValueError: it makes none."""
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """The file's own ids of raw text; the special tokens that it spells are text, or these.
+        ValueError: it makes none."""
         if not self.raw_text:
             raise ValueError(f"{self.path} takes ids, no raw text: encode it as run_gguf.py does")
         data = text.encode()
         ids = (c_int32 * (len(data) + 8))()
-        arguments = data, len(data), ids, len(ids), False, False
+        arguments = data, len(data), ids, len(ids), False, special
         return ids[: self.lib.llama_tokenize(self._vocabulary, *arguments)]
+
+    def piece(self, token: int) -> str:
+        """As it is written in the file; "" for an id below 0, none."""
+        return "" if token < 0 else self.lib.llama_vocab_get_text(self._vocabulary, token).decode()
+
+    def special(self) -> list[str]:
+        """The pieces that stand for no text: unknown, and control tokens."""
+        attributes = partial(self.lib.llama_vocab_get_attr, self._vocabulary)
+        return [self.piece(i) for i in range(self.vocab_size) if attributes(i) & NO_TEXT]
 
     def ends(self, token: int) -> bool:
         """Whether the id ends a text."""
@@ -210,4 +224,5 @@ if __name__ == "__main__":
     model = Model(sys.argv[1], trial=True)
     model.logprobs([0, 1])
     model.raw_text = True  # whether its ids are right is what the caller wants to know
-    print(json.dumps([model.tokenize(line) for line in json.load(sys.stdin)]))
+    pairs = zip(json.load(sys.stdin), (False, True), strict=True)
+    print(json.dumps([model.tokenize(text, special) for texts, special in pairs for text in texts]))
