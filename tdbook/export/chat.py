@@ -7,7 +7,6 @@ model each line typed is a text that it continues. Ctrl-C ends a text, Ctrl-D th
 import readline  # noqa: F401
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,19 +37,16 @@ def chat(pairs: dict[str, str]) -> None:
             return
         except KeyboardInterrupt:
             continue
-        if model.turns and not text:
-            talk = []
-        else:
-            talk = answer(model, text, talk, seed)
+        talk = answer(model, text, talk, seed) if text or not model.turns else []
         seed += 1
 
 
-def answer(model, text: str, talk: list, seed: int) -> list[tuple[str, str]]:
-    """Prints what follows a text, and how fast; the conversation (role, text) with both."""
+def answer(model, text: str, talk: list[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
+    """Prints what follows a text, and how fast; the conversation with both."""
     began, pieces = time.perf_counter(), []
     try:
         print("" if model.turns else text, end="", flush=True)
-        for piece in continued(model, prompt(model, [*talk, ("user", text)]), seed):
+        for piece in continued(model, [*talk, ("user", text)], seed):
             pieces.append(piece)  # one a token, and what is left at the end
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
@@ -62,43 +58,41 @@ def answer(model, text: str, talk: list, seed: int) -> list[tuple[str, str]]:
     return [*talk, ("user", text), ("assistant", "".join(pieces))] if pieces else talk
 
 
-def prompt(model, talk: list[tuple[str, str]]) -> list[int]:
-    """The ids that a conversation goes on from; without a template, its last text."""
-    ids = model.turns.ids(talk) if model.turns else [*model.begin, *model.tokenize(talk[-1][1])]
-    if len(ids) >= model.context:
-        fault = f"{len(ids)} tokens fill the context of {model.context}: shorten it"
-        raise ValueError(fault + ", or begin anew" * bool(model.turns))
-    return ids or [model.eos]
-
-
 def opened(path: Path, segmenter: str) -> tuple[llama_cpp.Model | SimpleNamespace, Tokenizer]:
     """What continues text, asked as llama_cpp.Model is; the tokenizer beside it, where needed."""
     if path.suffix == ".gguf":
-        model, tokenizer = llama_cpp.Model(path), None
-        named = {"bos_token": model.piece(model.bos), "eos_token": model.piece(model.eos)}
-        ways = model.tokenize, partial(model.tokenize, special=True)
-        model.turns = model.template and Turns(model.template, named, model.special(), *ways)
-        if not model.raw_text:
-            beside = model_tokenizer.open_beside(path.parent, segmenter, model.vocab_size)
-            tokenizer = beside.tokenizer
-            model.turns = model_tokenizer.turns_of(tokenizer, model.template)
-            model.tokenize = lambda text: tokenizer.encode([text])[0]
-        return model, tokenizer
-    net = Llama.load(path).eval()
-    beside = model_tokenizer.open_beside(path, segmenter, net.config.vocab_size)
-    tokenizer, sampling = beside.tokenizer, generate.Sampling(temperature=TEMPERATURE)
-    ends = {*beside.stops, tokenizer.eos}.__contains__
-    model = SimpleNamespace(begin=beside.begin, eos=tokenizer.eos, ends=ends, turns=beside.turns)
-    model.context, model.decode = net.config.context, tokenizer.decode
-    model.stream = lambda ids, n, _, seed: generate.steps(net, ids, n, sampling, seed)
-    model.tokenize = lambda text: tokenizer.encode([text])[0]
+        model = llama_cpp.Model(path)
+        if model.raw_text:
+            special, ids = model.special(), {"bos_token": model.bos, "eos_token": model.eos}
+            named = {name: special.get(i, "") for name, i in ids.items()}
+            turns = Turns(model.template, named, [*special.values()], model.tokenize)
+            model.turns = turns if model.template else None
+            return model, None
+        beside = model_tokenizer.open_beside(path.parent, segmenter, model.vocab_size)
+        tokenizer = beside.tokenizer
+    else:
+        net = Llama.load(path).eval()
+        beside = model_tokenizer.open_beside(path, segmenter, net.config.vocab_size)
+        tokenizer, sampling = beside.tokenizer, generate.Sampling(temperature=TEMPERATURE)
+        ends = {*beside.stops, tokenizer.eos}.__contains__
+        model = SimpleNamespace(begin=beside.begin, eos=tokenizer.eos, ends=ends)
+        model.context, model.decode = net.config.context, tokenizer.decode
+        model.stream = lambda ids, n, _, seed: generate.steps(net, ids, n, sampling, seed)
+    model.turns, model.tokenize = beside.turns, lambda text: tokenizer.encode([text])[0]
     return model, tokenizer
 
 
-def continued(model, ids: list[int], seed: int) -> Iterator[str]:
-    """What follows some ids, in pieces of whole letters."""
+def continued(model, talk: list[tuple[str, str]], seed: int) -> Iterator[str]:
+    """What follows a conversation (role, text), or without a template its last text, in pieces of
+    whole letters."""
+    ids = model.turns.ids(talk) if model.turns else [*model.begin, *model.tokenize(talk[-1][1])]
+    if len(ids) >= model.context:
+        fault = f"{len(ids)} tokens fill the context of {model.context}: shorten it"
+        raise ValueError(f"{fault}, or begin anew" if model.turns else fault)
+    ids = ids or [model.eos]
     stream = model.stream(ids, min(TOKENS, model.context - len(ids)), TEMPERATURE, seed)
-    return follow(takewhile(lambda i: not model.ends(i), stream), ids, model.decode)
+    new = takewhile(lambda i: not model.ends(i), stream)
+    return follow(new, ids, model.decode)
 
 
 def follow(ids: Iterable[int], prompt: list[int], text_of: Callable) -> Iterator[str]:

@@ -115,21 +115,20 @@ def read(folder: Path) -> Source:
 def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
     """The first form that makes the tokenizer's ids in llama.cpp; else the first, and why not."""
     beside = model_tokenizer.open_beside(folder, rows=config.vocab_size)
-    bos = model_tokenizer.read_config(folder, "config.json").get("bos_token_id")
-    talk, turns = [], beside.turns
-    if turns:  # llama.cpp puts <bos> before what a template makes, unless it begins with it
-        first, talk = turns.named.get("bos_token"), [turns.text(TRIAL)]
-        bos = turns.parse(first)[0] if first else bos
-        begins = first and talk[0].startswith(first)
-        beside = replace(beside, begin=beside.begin if begins else (), end=())
     begin, end, tokenizer, whys = beside.begin, beside.end, beside.tokenizer, []
-    bos = begin[0] if begin else config.eos_id if bos is None else bos
+    bos = model_tokenizer.read_config(folder, "config.json").get("bos_token_id")
+    bos, talk = begin[0] if begin else config.eos_id if bos is None else bos, []
+    if turns := beside.turns:  # what stands around a text is in the template
+        first, talk = turns.named.get("bos_token"), [turns.text(TRIAL)]
+        bos = turns.tokenize(first, True)[0] if first else bos
+        begin = begin if first and talk[0].startswith(first) else ()
+        beside = replace(beside, begin=begin, end=(end := ()))
     forms = {"Morfessor": _joined, "SentencePiece": _sentencepiece, "Hugging Face": _json}
     candidates = [Vocabulary(beside, bos, **form) for form in forms[tokenizer.kind](tokenizer)]
     if candidates[0].why:
         return candidates[0]
     lines = model_tokenizer.trial_lines(tokenizer)
-    wanted = [*tokenizer.encode(lines), *(turns.parse(text) for text in talk)]
+    wanted = [*tokenizer.encode(lines), *(turns.tokenize(text, True) for text in talk)]
     for candidate in candidates:
         try:
             ids = _trial_ids(candidate, lines, talk)
@@ -147,8 +146,8 @@ def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
     return replace(candidates[0], why=whys[0])
 
 
-def _trial_ids(candidate: Vocabulary, lines: list[str], talk: list[str]) -> list[list[int]]:
-    """llama.cpp's ids of lines and of conversations, by a file of as small a model as can be."""
+def _trial_ids(candidate: Vocabulary, *texts: list[str]) -> list[list[int]]:
+    """llama.cpp's ids of lines and conversations, by a file of as small a model as can be."""
     size = dict(layers=1, heads=1, dim=32, mlp_dim=32, context=64)
     shape = LlamaConfig(len(candidate.pieces), **size)
     with tempfile.TemporaryDirectory() as place, torch.random.fork_rng(devices=[]):
@@ -157,7 +156,7 @@ def _trial_ids(candidate: Vocabulary, lines: list[str], talk: list[str]) -> list
         model.save(folder)
         places = weights.locate(folder, stored_shapes(model))
         _write_model(path, Source(folder, shape, candidate, places), "F16")
-        return llama_cpp.ids_of(path, lines, talk)
+        return llama_cpp.ids_of(path, *texts)
 
 
 def _joined(tokenizer: Tokenizer) -> list[dict]:

@@ -13,7 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_void_p
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -199,14 +199,11 @@ class Model:
         arguments = data, len(data), ids, len(ids), False, special
         return ids[: self.lib.llama_tokenize(self._vocabulary, *arguments)]
 
-    def piece(self, token: int) -> str:
-        """As it is written in the file; "" for an id below 0, none."""
-        return "" if token < 0 else self.lib.llama_vocab_get_text(self._vocabulary, token).decode()
-
-    def special(self) -> list[str]:
-        """The pieces that stand for no text: unknown, and control tokens."""
-        attributes = partial(self.lib.llama_vocab_get_attr, self._vocabulary)
-        return [self.piece(i) for i in range(self.vocab_size) if attributes(i) & NO_TEXT]
+    def special(self) -> dict[int, str]:
+        """The tokens that stand for no text, unknown or control, as they are spelled."""
+        words, lib = self._vocabulary, self.lib
+        found = (i for i in range(self.vocab_size) if lib.llama_vocab_get_attr(words, i) & NO_TEXT)
+        return {i: lib.llama_vocab_get_text(words, i).decode() for i in found}
 
     def ends(self, token: int) -> bool:
         """Whether the id ends a text."""

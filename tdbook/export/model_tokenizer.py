@@ -22,52 +22,26 @@ from tdbook.export.turns import Turns
 
 # AutoTokenizer takes the first that is there, and leaves the last two alone
 FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.model", "morfessor.json")
-CHAT = "chat_template.jinja"
 # what normalising, trimming or reading special tokens would change
 EDGES = ["", " ", "  a  b ", "\ta", "<eos>", "<unk>", "<0x41>", "క్\u200cష\u200d ౨౪", "ﬁ½Ａe\u0301"]
 
 
-def tokenizer_files(
-    tokenizer: Tokenizer, folder: Path, context: int, like: Path | None = None
-) -> dict[str, Path]:
-    """Name in the released folder → where it is (Llama.save's files), what is new in `folder`; the
-    chat template and the ids that end a text among them, where `like`, a model, has some."""
-    contents = _chat_files(tokenizer, like or tokenizer.path.parent)
+def tokenizer_files(tokenizer: Tokenizer, folder: Path, context: int, like="") -> dict[str, Path]:
+    """Name in the released folder → where it is (Llama.save's files), what is new in `folder`. The
+    chat template and the ids that end a text are those of the model `like`, where it has some."""
     if tokenizer.kind == "Morfessor":
-        files = {"morfessor.json": tokenizer.path}
-    elif tokenizer.kind == "Hugging Face":
+        return {"morfessor.json": tokenizer.path}
+    if tokenizer.kind == "Hugging Face":
         files = {"tokenizer.json": tokenizer.path}
     elif (converted := _converted(tokenizer)) is None:
-        files = {"sentencepiece.model": tokenizer.path}
+        return {"sentencepiece.model": tokenizer.path}
     else:
         files = {"tokenizer.json": folder / "tokenizer.json", "tokenizer.model": tokenizer.path}
         converted.save(str(files["tokenizer.json"]))
-    if "tokenizer.json" in files:
-        configs = _configs(tokenizer, context, CHAT in contents)
-        contents |= {name: _json(config) for name, config in zip(CONFIGS, configs, strict=True)}
-    for name, content in contents.items():
+    for name, content in _configs(tokenizer, context, Path(like or tokenizer.path.parent)).items():
         files[name] = folder / name
-        files[name].write_text(content, encoding="utf8")
+        files[name].write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf8")
     return files
-
-
-def _chat_files(tokenizer: Tokenizer, folder: Path) -> dict[str, str]:
-    """A chat model's files by name, of a folder or of the tokenizer's own. Warns where it ends a
-    text with ids that are no piece: of its template they are a part, so both are left out."""
-    template = read_template(folder) or read_template(tokenizer.path.parent)
-    eos, stops = tokenizer.eos, _stops(folder)
-    if odd := [i for i in stops if not 0 <= i < tokenizer.size]:
-        fault = f"{folder}: its eos_token_id {odd} are no pieces of {tokenizer.path}, so that it is"
-        warnings.warn(f"{fault} no chat model here: give its own tokenizer", stacklevel=4)
-        return {}
-    ends = dict.fromkeys(("bos_token_id", "pad_token_id"), eos)
-    ends["eos_token_id"] = [eos, *(i for i in stops if i != eos)]
-    files = {CHAT: template, "generation_config.json": _json(ends) if {*stops} - {eos} else ""}
-    return {name: content for name, content in files.items() if content}
-
-
-def _json(content: dict) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def _converted(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
@@ -118,22 +92,37 @@ def added_words(tokenizer: Tokenizer) -> dict[int, str]:
     return {i: token.content for i, token in added.items() if i not in special}
 
 
-def _configs(tokenizer: Tokenizer, context: int, chat: bool) -> tuple[dict, dict]:
-    """The CONFIGS beside tokenizer.json: what came with it, and what transformers must know."""
-    model, ours = tokenizer.model, tokenizer.kind != "Hugging Face"
+def _configs(tokenizer: Tokenizer, context: int, like: Path) -> dict[str, dict]:
+    """The files beside tokenizer.json: what came with it, and what transformers must know. Warns
+    where `like` ends a text with ids of no piece: of its template they are a part, and both go."""
+    model, ours, eos = tokenizer.model, tokenizer.kind != "Hugging Face", tokenizer.eos
     config, special = ({} if ours else read_config(tokenizer.path.parent, n) for n in CONFIGS)
-    ids = dict.fromkeys(("bos", "eos", "pad"), tokenizer.eos) | {"unk": tokenizer.unk}
+    ids = dict.fromkeys(("bos", "eos", "pad"), eos) | {"unk": tokenizer.unk}
     ids |= {"pad": model.pad_id()} if ours and model.pad_id() >= 0 else {}
     piece = model.id_to_piece if ours else model.id_to_token
     named = {f"{key}_token": piece(i) for key, i in ids.items() if i is not None}
     named = {name: text.removeprefix(HIDDEN) for name, text in named.items() if name not in config}
-    special = named | special
+    special, stops = named | special, [i for i in _stops(like) if i != eos]
     settings = cards.templates("release.yaml")["tokenizer_config"]
     config = special | settings["defaults"] | config | settings["ours"]
-    for name in ("auto_map", "chat_template"):  # code that is not in the folder; in its own file
-        config.pop(name, None)
-    config |= {"split_special_tokens": False} if chat else {}  # its template spells them
-    return config | {"model_max_length": context}, special
+    config.pop("auto_map", None)  # names code that is not in the folder
+    if odd := [i for i in stops if not 0 <= i < tokenizer.size]:
+        fault = f"{like}: its eos_token_id {odd} are no pieces of {tokenizer.path}, so that it is"
+        warnings.warn(f"{fault} no chat model here: give its own tokenizer", stacklevel=4)
+    elif template := read_template(like) or config.get("chat_template"):
+        config |= {"chat_template": template, "split_special_tokens": False}  # it spells them
+    files = {CONFIGS[0]: config | {"model_max_length": context}, CONFIGS[1]: special}
+    ends = {"eos_token_id": [eos, *stops]} | dict.fromkeys(("bos_token_id", "pad_token_id"), eos)
+    return files | ({"generation_config.json": ends} if stops and not odd else {})
+
+
+def read_template(folder: Path) -> str:
+    """A model's chat template, the default one of several, as transformers has it; "" for none."""
+    if (path := folder / "chat_template.jinja").is_file():
+        return path.read_text("utf8")
+    found = read_config(folder, CONFIGS[0]).get("chat_template") or ""
+    named = {x["name"]: x["template"] for x in found} if isinstance(found, list) else {}
+    return named.get("default", "") if named else found
 
 
 @dataclass(frozen=True)
@@ -172,53 +161,29 @@ def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Beside:
             fault = f"{other.path} makes other ids than {first.path.name} beside it"
             warnings.warn(f"{fault}, which is taken, as AutoTokenizer does", stacklevel=3)
     tokenizer = next((t for t in equal if t.kind == "SentencePiece"), first)
-    configs = [folder / name for name in (*CONFIGS, CHAT) if (folder / name).is_file()]
+    configs = [folder / name for name in CONFIGS if (folder / name).is_file()]
     files = [*(t.path for t in equal), *configs]
     stops = [i for i in _stops(folder) if i != tokenizer.eos]
-    turns = turns_of(tokenizer, read_template(folder))
-    return Beside(tokenizer, files, *_around(folder, tokenizer, first), stops, turns)
+    return Beside(tokenizer, files, *_around(folder, tokenizer, first), stops, _turns(first))
 
 
-def turns_of(tokenizer: Tokenizer, template: str) -> Turns | None:
-    """A chat template with what encodes the text that it makes; None for "", no chat model's."""
-    model, kind, folder = tokenizer.model, tokenizer.kind, tokenizer.path.parent
-    if not template:
+def _turns(tokenizer: Tokenizer) -> Turns | None:
+    """Of a chat model, by its template and tokenizer.json, as transformers applies both."""
+    folder = tokenizer.path.parent
+    if tokenizer.kind != "Hugging Face" or not (template := read_template(folder)):
         return None
-    piece = {"SentencePiece": "id_to_piece", "Hugging Face": "id_to_token"}.get(kind)
-    piece = getattr(model, piece) if piece else tokenizer.shown_V.__getitem__
-    special = {*tokenizer.silent, tokenizer.eos, tokenizer.unk} - {None}
-    ids = {piece(i).removeprefix(HIDDEN): i for i in special}
-    named = dict.fromkeys(("bos_token", "eos_token"), piece(tokenizer.eos))
-    if (folder / CONFIGS[0]).is_file():
-        settings = read_config(folder, CONFIGS[0])
-        if "added_tokens_decoder" not in settings:
-            settings |= read_config(folder, CONFIGS[1])
-        tokens = {key: settings[key] for key in NAMED if settings.get(key)}
-        named = {key: t["content"] if isinstance(t, dict) else t for key, t in tokens.items()}
-    cut = re.compile(f"({'|'.join(map(re.escape, ids))})")
+    own = tokenizers.Tokenizer.from_file(str(tokenizer.path))
+    own.no_truncation()
 
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode([text])[0]
+    def tokenize(text: str, special: bool) -> list[int]:
+        bare = special and own.encode(text, add_special_tokens=False)
+        return bare.ids if bare else tokenizer.encode([text])[0]
 
-    def parse(text: str) -> list[int]:
-        parts = ([ids[part]] if part in ids else encode(part) for part in cut.split(text))
-        return [i for part in parts for i in part]
-
-    if kind == "Hugging Face":  # whose tokens may take spaces beside them along
-        own = tokenizers.Tokenizer.from_file(str(tokenizer.path))
-        own.no_truncation()
-        parse = lambda text: own.encode(text, add_special_tokens=False).ids  # noqa: E731
-    return Turns(template, named, (*ids,), encode, parse)
-
-
-def read_template(folder: Path) -> str:
-    """A model's chat template, the default one of several, as transformers has it; "" for none."""
-    if (path := folder / CHAT).is_file():
-        return path.read_text("utf8")
-    found = read_config(folder, CONFIGS[0]).get("chat_template") or ""
-    if isinstance(found, list):
-        found = {each["name"]: each["template"] for each in found}.get("default")
-    return found if isinstance(found, str) else ""
+    settings = read_config(folder, CONFIGS[0])
+    tokens = {key: settings[key] for key in NAMED if settings.get(key)}
+    named = {key: t["content"] if isinstance(t, dict) else t for key, t in tokens.items()}
+    added = own.get_added_tokens_decoder().values()
+    return Turns(template, named, [token.content for token in added if token.special], tokenize)
 
 
 def read_config(folder: Path, name: str) -> dict:
