@@ -43,9 +43,9 @@ def open_tokens(this: Run) -> data.Tokens:
     return tokens
 
 
-def save(net: Llama, folder: Path, tokens: data.Tokens, like: Path | None) -> None:
-    """A folder to release: the model, and a tokenizer that transformers loads where it can. It ends
-    texts and speaks in turns as the teacher `like`, where that does."""
+def save(net: Llama, folder: Path, tokens: data.Tokens, like: Path) -> None:
+    """A folder to release: the model, and a tokenizer that transformers loads where it can; a chat
+    model, where its teacher `like` is one."""
     with tempfile.TemporaryDirectory() as place:
         how = dict(context=net.config.context, like=like)
         net.save(folder, model_tokenizer.tokenizer_files(tokens.tokenizer, Path(place), **how))

@@ -143,8 +143,7 @@ class Training:
             this.once("saved", lora.save, net, this.path("adapters", name), f"models/{base}")
             return load_adapter(this, name, base)
         folder, key = this.path("models", name), "saved" if base else f"saved {name}"
-        teacher = this.parameters["teacher"]  # "" for 00's own
-        like = this.path("models", teacher) if teacher else None
+        like = this.path("models", this.parameters["teacher"])
         this.once(key, common.save, net, folder, self.tokens, like)
         return Llama.load(folder, this.device).eval().requires_grad_(False)
 

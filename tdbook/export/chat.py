@@ -54,7 +54,7 @@ def answer(model, text: str, talk: list[tuple[str, str]], seed: int) -> list[tup
     except ValueError as error:
         print(f"\n{error}", end="")
     seconds, count = time.perf_counter() - began, max(0, len(pieces) - 1)
-    print(f"\n({seconds:.1f} s, {count / seconds:.3g} tokens/s)")
+    print(f"\n({seconds:.1f} s, {count / seconds:,.1f} tokens/s)")
     return [*talk, ("user", text), ("assistant", "".join(pieces))] if pieces else talk
 
 
@@ -63,10 +63,8 @@ def opened(path: Path, segmenter: str) -> tuple[llama_cpp.Model | SimpleNamespac
     if path.suffix == ".gguf":
         model = llama_cpp.Model(path)
         if model.raw_text:
-            special, ids = model.special(), {"bos_token": model.bos, "eos_token": model.eos}
-            named = {name: special.get(i, "") for name, i in ids.items()}
-            turns = Turns(model.template, named, [*special.values()], model.tokenize)
-            model.turns = turns if model.template else None
+            named = {"bos_token": model.piece(model.bos), "eos_token": model.piece(model.eos)}
+            model.turns = model.template and Turns(model.template, named, model.tokenize)
             return model, None
         beside = model_tokenizer.open_beside(path.parent, segmenter, model.vocab_size)
         tokenizer = beside.tokenizer
@@ -91,8 +89,7 @@ def continued(model, talk: list[tuple[str, str]], seed: int) -> Iterator[str]:
         raise ValueError(f"{fault}, or begin anew" if model.turns else fault)
     ids = ids or [model.eos]
     stream = model.stream(ids, min(TOKENS, model.context - len(ids)), TEMPERATURE, seed)
-    new = takewhile(lambda i: not model.ends(i), stream)
-    return follow(new, ids, model.decode)
+    return follow(takewhile(lambda i: not model.ends(i), stream), ids, model.decode)
 
 
 def follow(ids: Iterable[int], prompt: list[int], text_of: Callable) -> Iterator[str]:

@@ -23,7 +23,6 @@ from gguf import GGMLQuantizationType as Kind
 
 RAW_TEXT = "tdlib.raw_text"  # metadata: whether the file makes the tokenizer's own ids of raw text
 REMAKE = "copy it again, or make it again, by make export MODEL=folder"
-NO_TEXT = 1 | 8  # attributes of a token, by llama.h: unknown, control
 LONGEST = 2**20  # tokens of a context: room for its keys and values is made at once
 TYPE_K = 26  # where the settings of a context hold the type of keys; that of values follows
 
@@ -90,11 +89,10 @@ def quantize(weight_OI: np.ndarray, kind: Kind, squares_I: np.ndarray | None = N
     return blocks
 
 
-def ids_of(path: Path, lines: Sequence[str] = (), talk: Sequence[str] = ()) -> list[list[int]]:
-    """The ids of lines of text by a file, and of conversations, which spell special tokens; in a
-    process of its own. ValueError: that ended."""
+def ids_of(path: Path, texts: Sequence[tuple[str, bool]] = ()) -> list[list[int]]:
+    """What `tokenize` of a file makes of each, in a process of its own. ValueError: that ended."""
     command = [sys.executable, "-P", __file__, str(path)]  # -P: none of tdbook
-    done = subprocess.run(command, input=json.dumps([lines, talk]), text=True, capture_output=True)
+    done = subprocess.run(command, input=json.dumps(texts), text=True, capture_output=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines() or [f"signal {-done.returncode}"]
         raise ValueError(f"llama.cpp cannot run {path} ({reason[-1]:.200}): {REMAKE}")
@@ -134,8 +132,7 @@ class Model:
         self._run = self._keep(lib.llama_free, lib.llama_init_from_model(model, settings))
         self.template = (lib.llama_model_chat_template(model, None) or b"").decode()
         self.bos, self.eos = (getattr(lib, f"llama_vocab_{x}os")(self._vocabulary) for x in "be")
-        begins = lib.llama_vocab_get_add_bos(self._vocabulary)
-        self.begin = [self.bos] if begins else []
+        self.begin = [self.bos] if lib.llama_vocab_get_add_bos(self._vocabulary) else []
         self.threads(threads)
 
     def _keep(self, free: Callable, handle: _Handle) -> _Handle:
@@ -199,11 +196,9 @@ class Model:
         arguments = data, len(data), ids, len(ids), False, special
         return ids[: self.lib.llama_tokenize(self._vocabulary, *arguments)]
 
-    def special(self) -> dict[int, str]:
-        """The tokens that stand for no text, unknown or control, as they are spelled."""
-        words, lib = self._vocabulary, self.lib
-        found = (i for i in range(self.vocab_size) if lib.llama_vocab_get_attr(words, i) & NO_TEXT)
-        return {i: lib.llama_vocab_get_text(words, i).decode() for i in found}
+    def piece(self, token: int) -> str:
+        """As it stands in the file; "" for an id below 0, which is none."""
+        return "" if token < 0 else self.lib.llama_vocab_get_text(self._vocabulary, token).decode()
 
     def ends(self, token: int) -> bool:
         """Whether the id ends a text."""
@@ -221,5 +216,4 @@ if __name__ == "__main__":
     model = Model(sys.argv[1], trial=True)
     model.logprobs([0, 1])
     model.raw_text = True  # whether its ids are right is what the caller wants to know
-    pairs = zip(json.load(sys.stdin), (False, True), strict=True)
-    print(json.dumps([model.tokenize(text, special) for texts, special in pairs for text in texts]))
+    print(json.dumps([model.tokenize(*each) for each in json.load(sys.stdin)]))

@@ -102,7 +102,7 @@ def _configs(tokenizer: Tokenizer, context: int, like: Path) -> dict[str, dict]:
     piece = model.id_to_piece if ours else model.id_to_token
     named = {f"{key}_token": piece(i) for key, i in ids.items() if i is not None}
     named = {name: text.removeprefix(HIDDEN) for name, text in named.items() if name not in config}
-    special, stops = named | special, [i for i in _stops(like) if i != eos]
+    special, stops = named | special, _stops(like, eos)
     settings = cards.templates("release.yaml")["tokenizer_config"]
     config = special | settings["defaults"] | config | settings["ours"]
     config.pop("auto_map", None)  # names code that is not in the folder
@@ -163,8 +163,10 @@ def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Beside:
     tokenizer = next((t for t in equal if t.kind == "SentencePiece"), first)
     configs = [folder / name for name in CONFIGS if (folder / name).is_file()]
     files = [*(t.path for t in equal), *configs]
-    stops = [i for i in _stops(folder) if i != tokenizer.eos]
-    return Beside(tokenizer, files, *_around(folder, tokenizer, first), stops, _turns(first))
+    turns, stops = _turns(first), _stops(folder, tokenizer.eos)
+    # a template says what stands around a text; llama.cpp would add <bos> to it again
+    around = ((), ()) if turns else _around(folder, tokenizer, first)
+    return Beside(tokenizer, files, *around, stops, turns)
 
 
 def _turns(tokenizer: Tokenizer) -> Turns | None:
@@ -174,16 +176,15 @@ def _turns(tokenizer: Tokenizer) -> Turns | None:
         return None
     own = tokenizers.Tokenizer.from_file(str(tokenizer.path))
     own.no_truncation()
+    own.no_padding()
 
     def tokenize(text: str, special: bool) -> list[int]:
         bare = special and own.encode(text, add_special_tokens=False)
         return bare.ids if bare else tokenizer.encode([text])[0]
 
     settings = read_config(folder, CONFIGS[0])
-    tokens = {key: settings[key] for key in NAMED if settings.get(key)}
-    named = {key: t["content"] if isinstance(t, dict) else t for key, t in tokens.items()}
-    added = own.get_added_tokens_decoder().values()
-    return Turns(template, named, [token.content for token in added if token.special], tokenize)
+    named = {k: t["content"] if isinstance(t, dict) else t for k in NAMED if (t := settings.get(k))}
+    return Turns(template, named, tokenize)
 
 
 def read_config(folder: Path, name: str) -> dict:
@@ -230,12 +231,12 @@ def _around(folder: Path, tokenizer: Tokenizer, first: Tokenizer) -> tuple[tuple
     return tuple(begin_end)
 
 
-def _stops(folder: Path) -> list[int]:
-    """By generation_config.json, or by config.json where there is none."""
+def _stops(folder: Path, eos: int) -> list[int]:
+    """Besides <eos>, by generation_config.json, or by config.json where there is none."""
     name = "generation_config.json"
     name = name if (folder / name).is_file() else "config.json"
     ids = read_config(folder, name).get("eos_token_id")
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if odd := [i for i in ids if type(i) is not int]:
         raise ValueError(f"{folder}: eos_token_id holds {odd[0]!r}, it must be ids: correct it")
-    return ids
+    return [i for i in ids if i != eos]
