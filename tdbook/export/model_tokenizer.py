@@ -101,7 +101,7 @@ def _configs(tokenizer: Tokenizer, context: int, like: Path) -> dict[str, dict]:
     ids |= {"pad": model.pad_id()} if ours and model.pad_id() >= 0 else {}
     piece = model.id_to_piece if ours else model.id_to_token
     named = {f"{key}_token": piece(i) for key, i in ids.items() if i is not None}
-    named = {name: text.removeprefix(HIDDEN) for name, text in named.items() if name not in config}
+    named = {n: text.removeprefix(HIDDEN) for n, text in named.items() if not config.get(n)}
     special, stops = named | special, _stops(like, eos)
     settings = cards.templates("release.yaml")["tokenizer_config"]
     config = special | settings["defaults"] | config | settings["ours"]

@@ -18,7 +18,7 @@ import transformers
 
 from tdbook.__main__ import main
 from tdbook.book import students
-from tdbook.corpus import token_files, tokenizer_files
+from tdbook.corpus import tokenizer_files
 from tdbook.export import chat, llama_cpp, model_tokenizer, turns
 from tdbook.export.gguf_file import to_gguf
 from tdlib import generate, lora, teacher
@@ -125,10 +125,8 @@ def speaking(lines, tmp_path_factory) -> Path:
     (theirs / "generation_config.json").write_text(json.dumps(ends))
     size = dict(vocab=words.get_vocab_size(), context=200, scale=5.0, eos_id=0)
     tiny_model(**size).save(own, {path.name: path for path in theirs.iterdir()})
-    documents = [SimpleNamespace(lines=lines[:100], source="x")]
     words = tokenizer_files.open(own / "tokenizer.json")
-    token_files.write_tokens(root / "tokens", {"train": documents, "val": documents}, words, 200)
-    tokens = token_files.open_tokens(root / "tokens")
+    tokens = SimpleNamespace(tokenizer=words, eos=words.eos)
     run = SimpleNamespace(parameters={"teacher": str(own)}, path=root.joinpath, device="cpu")
     run.once = lambda name, function, *given: function(*given)
     (root / "models").mkdir()
@@ -140,25 +138,11 @@ def speaking(lines, tmp_path_factory) -> Path:
     return root
 
 
-SERVER = """
-import json, sys, urllib.request, xllamacpp
-settings = xllamacpp.CommonParams()
-settings.model.path, settings.n_parallel, settings.verbosity = sys.argv[1], 1, -1
-server = xllamacpp.Server(settings)
-def ask(path, **given):
-    asked = urllib.request.Request(server.listening_address + path, json.dumps(given).encode())
-    return json.load(urllib.request.urlopen(asked))
-prompt = ask("/apply-template", messages=json.load(sys.stdin))["prompt"]
-print(ask("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"], flush=True)
-"""
-
-
 def test_a_conversation_has_one_template_one_list_of_ends_and_the_same_ids_everywhere(speaking):
-    path, talk = speaking / "merged.gguf", [*map(tuple, CASES["talk"])]
+    file, talk = chat.opened(path := speaking / "merged.gguf", "")[0], CASES["talk"]
     messages = [{"role": role, "content": text} for role, text in talk]
-    command, how = [sys.executable, "-c", SERVER, str(path)], dict(text=True, capture_output=True)
-    served = subprocess.run(command, input=json.dumps(messages), **how)
-    wanted, judge = json.loads(served.stdout), None
+    command = [sys.executable, "-c", CASES["server"], str(path), json.dumps(messages)]
+    wanted = json.loads(subprocess.run(command, capture_output=True).stdout)
     for folder in (speaking / "teacher", *(speaking / "models").iterdir()):
         judge = transformers.AutoTokenizer.from_pretrained(folder)
         assert judge.apply_chat_template(messages, add_generation_prompt=True).input_ids == wanted
@@ -166,7 +150,6 @@ def test_a_conversation_has_one_template_one_list_of_ends_and_the_same_ids_every
         assert chat.opened(folder, "")[0].turns.ids(talk) == wanted
         ends = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
         assert {*ends} == {*judge.convert_tokens_to_ids(["<|done|>", "<|endoftext|>"])}
-    file = chat.opened(path, "")[0]
     assert file.turns.ids(talk) == wanted and file.template == CASES["template"]
     assert {i for i in range(len(judge)) if file.ends(i)} == {*ends}
 
@@ -181,9 +164,7 @@ def test_typed_text_that_spells_a_special_token_stays_text(speaking):
         assert ids == [*opening, *words.encode(text).ids, *end]
 
 
-def test_a_chat_model_answers_after_the_whole_talk_until_an_empty_line(
-    speaking, shown, monkeypatch
-):
+def test_an_answer_comes_after_the_whole_talk_until_an_empty_line(speaking, shown, monkeypatch):
     monkeypatch.setattr(chat, "TOKENS", 40)
     folder, typed = speaking / "models" / "50m", ["ఒక ఊరిలో?", "ఎవరు?", "", "ఎవరు?", "ఒక " * 200]
     said = SPEED.split(shown(folder, "\n".join(typed)))
