@@ -112,8 +112,7 @@ def test_text_comes_in_letters_and_ends_where_the_models_files_say(places, token
 
 @pytest.fixture(scope="module")
 def speaking(lines, tmp_path_factory) -> Path:
-    """A chat teacher made elsewhere, that imported, a student of it, an adapter of that merged, and
-    a file of this."""
+    """A chat teacher, that imported, a student of it, an adapter of that merged, a file of this."""
     root = tmp_path_factory.mktemp("speaking")
     theirs, own = root / "theirs", root / "teacher"
     words = hugging_face(lines[::4], theirs, CASES["config"]).model
@@ -125,11 +124,9 @@ def speaking(lines, tmp_path_factory) -> Path:
     (theirs / "generation_config.json").write_text(json.dumps(ends))
     size = dict(vocab=words.get_vocab_size(), context=200, scale=5.0, eos_id=0)
     tiny_model(**size).save(own, {path.name: path for path in theirs.iterdir()})
-    words = tokenizer_files.open(own / "tokenizer.json")
-    tokens = SimpleNamespace(tokenizer=words, eos=words.eos)
+    tokens = SimpleNamespace(tokenizer=tokenizer_files.open(own / "tokenizer.json"), eos=0)
     run = SimpleNamespace(parameters={"teacher": str(own)}, path=root.joinpath, device="cpu")
     run.once = lambda name, function, *given: function(*given)
-    (root / "models").mkdir()
     students.imported(run, teacher.load(own), tokens)
     run.parameters = {"teacher": "teacher"}  # as the other notebooks name it
     net = students.Training(run, "50m", tokens).save(tiny_model(1, **size))
@@ -184,15 +181,13 @@ def test_an_answer_comes_after_the_whole_talk_until_an_empty_line(speaking, show
 @pytest.mark.parametrize("template, fault", CASES["hostile"])
 def test_a_hostile_template_reads_nothing_and_ends(template, fault, monkeypatch):
     monkeypatch.setattr(turns, "SECONDS", 1)
-    one = turns.Turns(template, {}, lambda text, special: [])
     with refused("chat template fails", fault):
-        one.ids([("user", "ఒక")])
+        turns.Turns(template, {}, lambda text, special: []).ids([("user", "ఒక")])
 
 
 def test_a_student_whose_tokens_lack_the_ids_that_end_a_turn_is_no_chat_model(speaking, tmp_path):
-    (tmp_path / "tokenizer.json").write_bytes((speaking / "fewer.json").read_bytes())
-    fewer = tokenizer_files.open(tmp_path / "tokenizer.json")
+    fewer = tokenizer_files.open(speaking / "fewer.json")
     with pytest.warns(UserWarning, match=r"eos_token_id \[802\] are no pieces of .* own"):
         files = model_tokenizer.tokenizer_files(fewer, tmp_path, 96, speaking / "teacher")
+    assert files.keys() == {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
     assert "chat_template" not in files["tokenizer_config.json"].read_text()
-    assert "generation_config.json" not in files
