@@ -22,8 +22,9 @@ def write(out: Path, run: str, loss: float, log: list, **values) -> None:
     """A record; of a run without losses, and so without a model, too."""
     log = [{"tokens": 1000 * i, "val/loss": x, "val/samples": [HOSTILE]} for i, x in enumerate(log)]
     one = {"run": run, "notebook": run.split("-")[0], "parameters": {"device": "cpu"} | values}
-    one["models"] = {run[-1]: {"loss": loss, "agreement": 0.5}} if loss else {}
-    one["remembered"] = {f"log of {run[-1]}": [*log, {"tokens": 9, "val/loss": None}]}
+    model = re.sub(r"\d", "m", run[-1])  # a sweep's is one
+    one["models"] = {model: {"loss": loss, "agreement": 0.5}} if loss else {}
+    one["remembered"] = {f"log of {model}": [*log, {"tokens": 9, "val/loss": None}]}
     write_whole(out / f"results/{run}.json", json.dumps(one))
 
 
