@@ -81,9 +81,6 @@ class Effect:
         """The half-width of its interval: the size that so many seeds can tell from 0."""
         return (self.interval.high - self.interval.low) / 2 if self.seeds > 1 else math.nan
 
-    def words(self) -> str:
-        return f"{self.what}: {self.interval}, {count(self.seeds)}"
-
 
 def count(seeds: int) -> str:
     return ("not run", "one seed", f"{seeds} seeds")[min(seeds, 2)]

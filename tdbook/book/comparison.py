@@ -158,15 +158,11 @@ def _cost(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> np
 
 def limits(t: Trial, verdicts: Sequence[Verdict]) -> list[str]:
     """What limits the comparison, most important first."""
-    lines = []
-    if t.teacher in t.models:
-        behind = verdict.measure(t.losses, [(t.base, t.teacher)], t.document_N)
-        words = WORDS["lag" if behind.value >= ENOUGH else "little"]
-        lines.append(words.format(t=t, behind=behind, enough=ENOUGH))
-    if t.chooses is None:
-        lines.append(WORDS["picker"].format(t=t))
+    pairs = [(t.base, t.teacher)] if t.teacher in t.models else []
+    behind = verdict.measure(t.losses, pairs, t.document_N) if pairs else None
     missing = [e.what for v in verdicts for e in v.effects if not e.seeds]
-    return lines + [f"Not run, so not compared: {'; '.join(missing)}."] * bool(missing)
+    values = dict(t=t, behind=behind, enough=ENOUGH, missing=missing)
+    return words.say("limits", **values).splitlines()
 
 
 def headline(t: Trial, verdicts: Sequence[Verdict]) -> str:

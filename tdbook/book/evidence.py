@@ -17,10 +17,9 @@ from tdbook.analysis import features, intervals, verdict
 from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import FAILS, HOLDS, ROWS, TOPICS, UNDECIDED, Effect, Trial, Verdict
 from tdbook.book import common, comparison
-from tdbook.book.comparison import WORDS
 from tdbook.corpus import token_files
 from tdbook.export import inference
-from tdbook.report import plots, tables
+from tdbook.report import plots, tables, words
 from tdbook.runs import hashes, notebooks
 from tdbook.runs.running import Run
 from tdbook.runs.units import Q4_LIMIT, of_plan
@@ -32,7 +31,6 @@ WAYS = [
     f"best {what} on {which}" for what in ("adapter", "weights") for which in ("hard", "random")
 ]
 WAYS.append("the longer training")
-SHORT = ("adapter on hard", "adapter on random", "the longer training")  # of the sentence
 
 
 def split_of(tokens: data.Tokens) -> str:
@@ -45,8 +43,8 @@ def judged_on(tokens: data.Tokens) -> str:
     """Which text judges, and how much of it, in a sentence."""
     windows = getattr(tokens, name := split_of(tokens))
     documents = len(np.unique(token_files.origins(tokens, name)[0][windows.known_N]))
-    count = dict(known=int(windows.known_N.sum()), windows=len(windows), documents=documents)
-    return WORDS[name].format(**count)
+    count = dict(known=windows.known_N.sum(), windows=len(windows), documents=documents)
+    return words.say("judged_on", split=name, **count)
 
 
 class Losses(dict):
@@ -135,15 +133,11 @@ def maturity(t: Trial) -> tuple[pd.DataFrame, dict[str, dict[str, Interval]]]:
 
 def centre(this: Run, shares: dict[str, dict[str, Interval]]) -> str:
     """The plan's centre in one sentence, and its figure."""
-    told = []
-    for tokens, ways in shares.items():
-        known = (f"{ways[way].value:.1f} % by {way}" for way in SHORT if way in ways)
-        told.append(f"after {tokens} {', '.join(known)}")
-    if not told:
-        return "No base of several lengths has an adapter here."
-    figure = plots.maturity(shares, "What wins back how much of the gap from 50M to 120M?")
-    this.figure("maturity", figure, alt="Share of the gap to 120M, by tokens of the base and way")
-    return f"Of the gap from 50M to 120M is won back: {'; '.join(told)}."
+    if shares:
+        figure = plots.maturity(shares, "What wins back how much of the gap from 50M to 120M?")
+        alt = "Share of the gap to 120M, by tokens of the base and way"
+        this.figure("maturity", figure, alt=alt)
+    return words.say("centre", shares=shares)
 
 
 def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> dict[str, list[Effect]]:
