@@ -27,10 +27,8 @@ from tdlib import checkpoint, data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
-WAYS = [
-    f"best {what} on {which}" for what in ("adapter", "weights") for which in ("hard", "random")
-]
-WAYS.append("the longer training")
+ARMS = ("adapter on hard", "adapter on random", "weights on hard", "weights on random")
+WAYS = (*(f"best {arm}" for arm in ARMS), "the longer training")
 
 
 def split_of(tokens: data.Tokens) -> str:
@@ -118,7 +116,8 @@ def maturity(t: Trial) -> tuple[pd.DataFrame, dict[str, dict[str, Interval]]]:
     ends = (m for m in t.models.values() if m.seeds == base.seeds and base.same_but(m, length))
     for end in sorted(ends, key=lambda m: m.tokens):
         at, tokens = replace(t, base=end.name), f"{end.tokens / 1e6:.3g} million tokens"
-        for way in WAYS if t.arms(end) else ():
+        arms = [m for m in t.models.values() if t.made_from(m, end)]
+        for way in WAYS if arms else ():
             gain = at.effect(f"{way} − its base")
             share = at.effect(["its base", way, "student-120m"])
             row = {"base": tokens, "way": way.removeprefix("best ")}
@@ -264,10 +263,8 @@ def show(this: Run, topic: str, verdicts: Sequence[Verdict]) -> None:
         title = "; ".join(f"{ROWS[v.key]['claim']}: {v.result}" for v in of_topic[:2])
         alt = f"{topic}: every effect with its interval"
         this.figure(of_topic[0].key, plots.effects(drawn, title), alt=alt)
-    missing = "; ".join(e.what for e in effects if not e.seeds)
-    lines = [f"Not run: {missing}."] * bool(missing)
-    if "hard" in ROWS[of_topic[0].key]:
-        found = [record["finding"] for record in common.folder_of(this).of(notebooks.HARD_SET)]
-        lines += [f"02 found: {finding}" for finding in found]
-    lines.append(f"*What would change our mind at 300M:* {TOPICS[topic]['change']}")
-    display(Markdown(" ".join(lines)))
+    missing = [e.what for e in effects if not e.seeds]
+    records = common.folder_of(this).of(notebooks.HARD_SET)
+    found = [r["finding"] for r in records if "hard" in ROWS[of_topic[0].key]]
+    values = dict(missing=missing, found=found, change=TOPICS[topic]["change"])
+    display(Markdown(words.say("topic", **values)))
