@@ -18,19 +18,9 @@ ENGINE = jinja2.Environment(undefined=jinja2.StrictUndefined)
 ENGINE.filters["f"] = format
 
 
-def say(name: str, **values: object) -> str:
+def say(name: str, /, **values: object) -> str:
     """The sentences of a name in words.yaml, with their numbers."""
     return minus(ENGINE.from_string(SENTENCES[name]).render(values))
-
-
-def trial(trial: dict) -> str:
-    """What `teacher.check` measured."""
-    return say("trial", **trial)
-
-
-def curves(logs: dict[str, list[dict]]) -> str:
-    """Whether the last part of each curve still fell."""
-    return say("curves", logs=logs)
 
 
 def difficulty(base: str, short: dict, found: dict | None = None) -> str:
