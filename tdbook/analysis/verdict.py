@@ -20,7 +20,7 @@ import yaml
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
 from tdbook.runs import parameters
-from tdbook.runs.notebooks import LORA, PROGRESSIVE, TEACHER, TRAINING
+from tdbook.runs.notebooks import LORA, PROGRESSIVE, TRAINING
 from tdbook.runs.sweeps import Folder
 from tdbook.runs.units import minus
 
@@ -153,20 +153,6 @@ class Model:
     @property
     def adapter(self) -> bool:
         return self.p.get("trains") == "adapter"
-
-    @property
-    def kind(self) -> str:
-        """What it is, in the cell of a table."""
-        if self.base:
-            rounded = ", rounded to four bits" if self.p.get("rounding") else ""
-            return f"{self.p['trains']} on {self.p['windows']} windows{rounded}"
-        if self.notebook == TEACHER:
-            return "the teacher"
-        if self.notebook == PROGRESSIVE and self.name == "75m":
-            return "distilled from 150m"
-        begun = ", begun from the teacher" if self.p.get("init") == "teacher" else ""
-        begun += ", ending in four bits" if self.p.get("four_bit_share") else ""
-        return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
 
     def same_but(self, other: "Model", names: set[str]) -> bool:
         """Whether the other was made with the same parameters, but for these."""

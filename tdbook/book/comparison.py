@@ -136,7 +136,7 @@ def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
         scoring = scored * sum(workload.forward_flop(folder.shape(n), context) for n in readers)
         cost = zip(COST.items(), (*_cost(folder, model, models, tokens), scoring), strict=True)
         written = {name: format(n, form) if n else "–" for (name, form), n in cost}
-        rows[name] = {"made": model.kind} | written
+        rows[name] = {"made": words.say("made", m=model, p=model.p, notebooks=notebooks)} | written
     return rows
 
 
