@@ -85,7 +85,7 @@ def index(out: Path, name: str = "") -> Path:
     models = dict(m for row in content["rows"] for m in row["record"].get("models", {}).items())
     best = sorted((m["loss"], model) for model, m in models.items() if "loss" in m)[:12]
     content["best"] = [(m, loss, units.span(*units.of_plan(m, "loss"))) for loss, m in best]
-    content["swept"] = sweeps.listed(out, out.name) if swept else None
+    content["swept"] = sweeps.listed(above, out.name) if swept else None
     quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
     if quality.exists():
         html = pages.markdown(quality.read_text("utf-8"))
