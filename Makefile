@@ -99,7 +99,7 @@ zip: .venv/made ## pack the reports of a run folder into one archive, for mail
 export: .venv/made ## MODEL=folder as GGUF files, run in llama.cpp, to ship: exports/<model>/
 	@exec .venv/bin/python -m tdbook export $(call given,MODEL OUT TOKENS)
 
-chat: .venv/made ## go on with what you type: MODEL=folder or a .gguf file
+chat: .venv/made ## go on with what you type, or answer in turns: MODEL=folder or a .gguf file
 	@exec .venv/bin/python -m tdbook chat $(call given,MODEL SEGMENTER)
 
 clean-cache: .venv/made ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)

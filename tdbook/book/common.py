@@ -41,11 +41,12 @@ def open_tokens(this: Run) -> data.Tokens:
     return tokens
 
 
-def save(net: Llama, folder: Path, tokens: data.Tokens) -> None:
-    """A folder to release: the model, and a tokenizer that transformers loads where it can."""
+def save(net: Llama, folder: Path, tokens: data.Tokens, like: Path) -> None:
+    """A folder to release: the model, and a tokenizer that transformers loads where it can; a chat
+    model, where its teacher `like` is one."""
     with tempfile.TemporaryDirectory() as place:
-        beside = model_tokenizer.tokenizer_files(tokens.tokenizer, Path(place), net.config.context)
-        net.save(folder, beside)
+        how = dict(context=net.config.context, like=like)
+        net.save(folder, model_tokenizer.tokenizer_files(tokens.tokenizer, Path(place), **how))
 
 
 def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llama) -> dict:

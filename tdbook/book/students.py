@@ -42,7 +42,8 @@ def text_into_tokens(this: Run, teacher: Llama | None) -> tuple[str, str]:
 def imported(this: Run, teacher: Llama, tokens: data.Tokens) -> Llama:
     """Saves a teacher made elsewhere as models/teacher."""
     teacher.config = replace(teacher.config, eos_id=tokens.eos)
-    this.once("saved", common.save, teacher, this.path("models", "teacher"), tokens)
+    path = Path(this.parameters["teacher"])
+    this.once("saved", common.save, teacher, this.path("models", "teacher"), tokens, path)
     return teacher
 
 
@@ -143,7 +144,8 @@ class Training:
             this.once("saved", lora.save, net, this.path("adapters", name), f"models/{base}")
             return load_adapter(this, name, base)
         folder, key = this.path("models", name), "saved" if base else f"saved {name}"
-        this.once(key, common.save, net, folder, self.tokens)
+        like = this.path("models", this.parameters["teacher"])
+        this.once(key, common.save, net, folder, self.tokens, like)
         return Llama.load(folder, this.device).eval().requires_grad_(False)
 
 

@@ -1,7 +1,7 @@
 """A terminal loop with a model folder (PyTorch) or a .gguf file (llama.cpp): make chat MODEL=…
 
-Each line typed is a text that the model continues, as it is made: these models continue text and
-answer nothing. Ctrl-C ends a text, Ctrl-D the loop.
+A chat model answers, and remembers the conversation; an empty line begins a new one. Of any other
+model each line typed is a text that it continues. Ctrl-C ends a text, Ctrl-D the loop.
 """
 
 import readline  # noqa: F401
@@ -13,20 +13,22 @@ from types import SimpleNamespace
 
 from tdbook.corpus.tokenizer import Tokenizer
 from tdbook.export import llama_cpp, model_tokenizer, shipping
+from tdbook.export.turns import Turns
 from tdlib import generate
 from tdlib.model import Llama
 
 TEMPERATURE, TOKENS = 0.8, 200
 HOW = "It goes on with your text; it was not taught to answer. Ctrl-C ends a text, Ctrl-D all."
+IN_TURNS = "It answers. An empty line begins anew, Ctrl-C ends an answer, Ctrl-D all."
 HINT = "\nType text as segmented (ఊరి@@ లో; in v4 the mark comes first), or give SEGMENTER=m.bin."
 
 
 def chat(pairs: dict[str, str]) -> None:
     """MODEL= [SEGMENTER=] of the command line. Until Ctrl-D, or the end of what is piped in."""
-    path, seed = shipping.find(pairs.get("MODEL", "")), 0
+    path, seed, talk = shipping.find(pairs.get("MODEL", "")), 0, []
     model, tokenizer = opened(path, pairs.get("SEGMENTER", ""))
     raw = not tokenizer or not tokenizer.joined
-    print(f"{path}\n{HOW}{'' if raw else HINT}")
+    print(f"{path}\n{IN_TURNS if model.turns else HOW}{'' if raw else HINT}")
     while True:
         try:
             text = input("\n> ").strip()
@@ -35,17 +37,25 @@ def chat(pairs: dict[str, str]) -> None:
             return
         except KeyboardInterrupt:
             continue
-        began = time.perf_counter()
-        try:
-            print(text, end="", flush=True)
-            for piece in continued(model, text, seed):
-                print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            print(" …", end="")
-        except ValueError as error:
-            print(f"\n{error}", end="")
-        print(f"\n({time.perf_counter() - began:.1f} s)")
+        talk = answer(model, text, talk, seed) if text or not model.turns else []
         seed += 1
+
+
+def answer(model, text: str, talk: list[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
+    """Prints what follows a text, and how fast; the conversation with both."""
+    began, pieces = time.perf_counter(), []
+    try:
+        print("" if model.turns else text, end="", flush=True)
+        for piece in continued(model, [*talk, ("user", text)], seed):
+            pieces.append(piece)  # one a token, and what is left at the end
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" …", end="")
+    except ValueError as error:
+        print(f"\n{error}", end="")
+    seconds, count = time.perf_counter() - began, max(0, len(pieces) - 1)
+    print(f"\n({seconds:.1f} s, {count / seconds:,.1f} tokens/s)")
+    return [*talk, ("user", text), ("assistant", "".join(pieces))] if pieces else talk
 
 
 def opened(path: Path, segmenter: str) -> tuple[llama_cpp.Model | SimpleNamespace, Tokenizer]:
@@ -53,8 +63,11 @@ def opened(path: Path, segmenter: str) -> tuple[llama_cpp.Model | SimpleNamespac
     if path.suffix == ".gguf":
         model = llama_cpp.Model(path)
         if model.raw_text:
+            named = {"bos_token": model.piece(model.bos), "eos_token": model.piece(model.eos)}
+            model.turns = model.template and Turns(model.template, named, model.tokenize)
             return model, None
-        tokenizer = model_tokenizer.open_beside(path.parent, segmenter, model.vocab_size).tokenizer
+        beside = model_tokenizer.open_beside(path.parent, segmenter, model.vocab_size)
+        tokenizer = beside.tokenizer
     else:
         net = Llama.load(path).eval()
         beside = model_tokenizer.open_beside(path, segmenter, net.config.vocab_size)
@@ -63,18 +76,20 @@ def opened(path: Path, segmenter: str) -> tuple[llama_cpp.Model | SimpleNamespac
         model = SimpleNamespace(begin=beside.begin, eos=tokenizer.eos, ends=ends)
         model.context, model.decode = net.config.context, tokenizer.decode
         model.stream = lambda ids, n, _, seed: generate.steps(net, ids, n, sampling, seed)
-    model.tokenize = lambda text: tokenizer.encode([text])[0]
+    model.turns, model.tokenize = beside.turns, lambda text: tokenizer.encode([text])[0]
     return model, tokenizer
 
 
-def continued(model, text: str, seed: int) -> Iterator[str]:
-    """What follows a text, in pieces of whole letters."""
-    ids = [*model.begin, *model.tokenize(text)] or [model.eos]
+def continued(model, talk: list[tuple[str, str]], seed: int) -> Iterator[str]:
+    """What follows a conversation (role, text), or without a template its last text, in pieces of
+    whole letters."""
+    ids = model.turns.ids(talk) if model.turns else [*model.begin, *model.tokenize(talk[-1][1])]
     if len(ids) >= model.context:
-        raise ValueError(f"{len(ids)} tokens fill the context of {model.context}: shorten it")
+        fault = f"{len(ids)} tokens fill the context of {model.context}: shorten it"
+        raise ValueError(f"{fault}, or begin anew" if model.turns else fault)
+    ids = ids or [model.eos]
     stream = model.stream(ids, min(TOKENS, model.context - len(ids)), TEMPERATURE, seed)
-    new = takewhile(lambda i: not model.ends(i), stream)
-    return follow(new, ids, model.decode)
+    return follow(takewhile(lambda i: not model.ends(i), stream), ids, model.decode)
 
 
 def follow(ids: Iterable[int], prompt: list[int], text_of: Callable) -> Iterator[str]:

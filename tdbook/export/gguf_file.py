@@ -25,20 +25,14 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, Tokenizer
 from tdbook.export import cards, llama_cpp, model_tokenizer
+from tdbook.export.turns import TRIAL
 from tdlib import quantize, teacher, weights
 from tdlib.files import AWAY, mark, own, replacing, write_whole
 from tdlib.model import Llama, stored_shapes
 from tdlib.shapes import LlamaConfig
 
-# of the matrices, of the head (and the embedding, where it is the head), and GGUF's number for both
-QUANTIZATIONS = {
-    "F16": (Kind.F16, Kind.F16, LlamaFileType.MOSTLY_F16),
-    "Q8_0": (Kind.Q8_0, Kind.Q8_0, LlamaFileType.MOSTLY_Q8_0),
-    "Q4_0": (Kind.Q4_0, Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0),  # 4-bit throughout
-    "Q4_0_DEFAULT": (Kind.Q4_0, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_0),  # as llama-quantize makes it
-    "IQ4_NL": (Kind.IQ4_NL, Kind.IQ4_NL, LlamaFileType.MOSTLY_IQ4_NL),
-    "Q4_K": (Kind.Q4_K, Kind.Q6_K, LlamaFileType.MOSTLY_Q4_K_S),
-}
+_TABLE = cards.templates("export.yaml")["quantizations"]
+QUANTIZATIONS = {n: (Kind[a], Kind[b], LlamaFileType[c]) for n, (a, b, c) in _TABLE.items()}
 COARSER = {Kind.Q4_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0}  # where 256 does not divide a row
 PRE = ("gpt-2", "llama-bpe", "qwen2", "default")  # llama.cpp's ways to cut text before BPE
 SCRIPT = "run_gguf.py"
@@ -119,16 +113,21 @@ def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
     begin, end, tokenizer, whys = beside.begin, beside.end, beside.tokenizer, []
     bos = model_tokenizer.read_config(folder, "config.json").get("bos_token_id")
     bos = begin[0] if begin else config.eos_id if bos is None else bos
+    if (turns := beside.turns) and (name := turns.named.get("bos_token")):
+        bos = turns.tokenize(name, True)[0]  # which llama.cpp gives the template by that name
     forms = {"SentencePiece": _sentencepiece, "Hugging Face": _json}
     make = _joined if tokenizer.joined else forms[tokenizer.kind]
     candidates = [Vocabulary(beside, bos, **form) for form in make(tokenizer)]
     if candidates[0].why:
         return candidates[0]
     lines = model_tokenizer.trial_lines(tokenizer)
-    wanted = tokenizer.encode(lines)
+    wanted, texts = tokenizer.encode(lines), [(line, False) for line in lines]
+    if turns:
+        texts.append((turns.text(TRIAL), True))
+        wanted.append(turns.tokenize(*texts[-1]))
     for candidate in candidates:
         try:
-            ids = _trial_ids(candidate, lines)
+            ids = _trial_ids(candidate, texts)
         except ValueError:
             whys.append("text that it has no piece for ends llama.cpp's process")
             continue
@@ -137,23 +136,22 @@ def vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
             plain = len(begin) <= 1 and end in ((), (tokenizer.eos,))
             return candidate if plain else replace(candidate, why=between)
         wrong = sum(a != b for a, b in zip(ids, wanted, strict=True))
-        whys.append(f"llama.cpp makes other ids of {wrong:,} of {len(lines):,} trial lines")
+        whys.append(f"llama.cpp makes other ids of {wrong:,} of {len(texts):,} trial lines")
     if added := len(model_tokenizer.added_words(tokenizer)):
         whys[0] += f"; {added:,} of its pieces are words added to it"
     return replace(candidates[0], why=whys[0])
 
 
-def _trial_ids(candidate: Vocabulary, lines: list[str]) -> list[list[int]]:
-    """llama.cpp's ids of lines, by a file of as small a model as can be."""
-    size = dict(layers=1, heads=1, dim=32, mlp_dim=32, context=64)
-    shape = LlamaConfig(len(candidate.pieces), **size)
+def _trial_ids(candidate: Vocabulary, texts: list[tuple[str, bool]]) -> list[list[int]]:
+    """llama.cpp's ids of texts (see ids_of), by a file of as small a model as can be."""
+    shape = LlamaConfig(len(candidate.pieces), layers=1, heads=1, dim=32, mlp_dim=32, context=64)
     with tempfile.TemporaryDirectory() as place, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, folder, path = Llama(shape), Path(place, "trial"), Path(place, "trial.gguf")
         model.save(folder)
         places = weights.locate(folder, stored_shapes(model))
         _write_model(path, Source(folder, shape, candidate, places), "F16")
-        return llama_cpp.ids_of(path, lines)
+        return llama_cpp.ids_of(path, texts)
 
 
 def _joined(tokenizer: Tokenizer) -> list[dict]:
@@ -268,6 +266,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, words: Vocabulary, rows: int) -> No
     about |= dict(unk_token_id=one.unk, pad_token_id=pad, add_bos_token=bool(words.beside.begin))
     about |= dict(add_eos_token=bool(words.beside.end), add_space_prefix=words.space)
     about |= dict(remove_extra_whitespaces=words.trims, precompiled_charsmap=words.charsmap)
+    about |= dict(chat_template=words.beside.turns and words.beside.turns.template)
     for name, value in about.items():
         if value not in (None, [], b""):
             getattr(writer, f"add_{name}")(value)

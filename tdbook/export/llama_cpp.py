@@ -50,6 +50,7 @@ _RETURNS = {  # by llama.h; other functions return an int32, or nothing
     "llama_model_load_from_file llama_init_from_model": _Handle,
     "llama_model_get_vocab llama_get_memory": _Handle,
     "llama_get_logits": POINTER(c_float),
+    "llama_model_chat_template llama_vocab_get_text": c_char_p,
     "llama_vocab_is_eog llama_vocab_get_add_bos": c_bool,
 }
 _silence = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)(lambda *_: None)
@@ -88,10 +89,10 @@ def quantize(weight_OI: np.ndarray, kind: Kind, squares_I: np.ndarray | None = N
     return blocks
 
 
-def ids_of(path: Path, lines: Sequence[str] = ()) -> list[list[int]]:
-    """The ids of lines of text by a file, in a process of its own. ValueError: that ended."""
+def ids_of(path: Path, texts: Sequence[tuple[str, bool]] = ()) -> list[list[int]]:
+    """What `tokenize` of a file makes of each, in a process of its own. ValueError: that ended."""
     command = [sys.executable, "-P", __file__, str(path)]  # -P: none of tdbook
-    done = subprocess.run(command, input=json.dumps(lines), text=True, capture_output=True)
+    done = subprocess.run(command, input=json.dumps(texts), text=True, capture_output=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines() or [f"signal {-done.returncode}"]
         raise ValueError(f"llama.cpp cannot run {path} ({reason[-1]:.200}): {REMAKE}")
@@ -126,9 +127,9 @@ class Model:
         if exact:
             settings.numbers[TYPE_K] = settings.numbers[TYPE_K + 1] = 0
         self._run = self._keep(lib.llama_free, lib.llama_init_from_model(model, settings))
-        self.eos = lib.llama_vocab_eos(self._vocabulary)
-        begins = lib.llama_vocab_get_add_bos(self._vocabulary)
-        self.begin = [lib.llama_vocab_bos(self._vocabulary)] if begins else []
+        self.template = (lib.llama_model_chat_template(model, None) or b"").decode()
+        self.bos, self.eos = (getattr(lib, f"llama_vocab_{x}os")(self._vocabulary) for x in "be")
+        self.begin = [self.bos] if lib.llama_vocab_get_add_bos(self._vocabulary) else []
         self.threads(threads)
 
     def _keep(self, free: Callable, handle: _Handle) -> _Handle:
@@ -182,14 +183,19 @@ class Model:
     def generate(self, ids: Sequence[int], tokens: int) -> list[int]:
         return list(self.stream(ids, tokens))
 
-    def tokenize(self, text: str) -> list[int]:
-        """The file's own ids of raw text, without special tokens. ValueError: it makes none."""
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """The file's own ids of raw text; the special tokens that it spells are text, or these.
+        ValueError: it makes none."""
         if not self.raw_text:
             raise ValueError(f"{self.path} takes ids, no raw text: encode it as run_gguf.py does")
         data = text.encode()
         ids = (c_int32 * (len(data) + 8))()
-        arguments = data, len(data), ids, len(ids), False, False
+        arguments = data, len(data), ids, len(ids), False, special
         return ids[: self.lib.llama_tokenize(self._vocabulary, *arguments)]
+
+    def piece(self, token: int) -> str:
+        """As it stands in the file; "" for an id below 0, which is none."""
+        return "" if token < 0 else self.lib.llama_vocab_get_text(self._vocabulary, token).decode()
 
     def ends(self, token: int) -> bool:
         """Whether the id ends a text."""
@@ -207,4 +213,4 @@ if __name__ == "__main__":
     model = Model(sys.argv[1], trial=True)
     model.logprobs([0, 1])
     model.raw_text = True  # whether its ids are right is what the caller wants to know
-    print(json.dumps([model.tokenize(line) for line in json.load(sys.stdin)]))
+    print(json.dumps([model.tokenize(*each) for each in json.load(sys.stdin)]))

@@ -16,8 +16,9 @@ from tokenizers import decoders, models, normalizers
 
 from tdbook.corpus import tokenizer_files as corpus
 from tdbook.corpus.tokenizer import HIDDEN, Tokenizer, read_json
-from tdbook.corpus.tokenizer_files import CONFIGS
+from tdbook.corpus.tokenizer_files import CONFIGS, NAMED
 from tdbook.export import cards
+from tdbook.export.turns import Turns
 
 # AutoTokenizer takes the first that is there, and leaves the last two alone
 FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.model", "morfessor.json")
@@ -25,8 +26,9 @@ FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.model", "morfessor.
 EDGES = ["", " ", "  a  b ", "\ta", "<eos>", "<unk>", "<0x41>", "క్\u200cష\u200d ౨౪", "ﬁ½Ａe\u0301"]
 
 
-def tokenizer_files(tokenizer: Tokenizer, folder: Path, context: int) -> dict[str, Path]:
-    """Name in the released folder → where it is (Llama.save's files), what is new in `folder`."""
+def tokenizer_files(tokenizer: Tokenizer, folder: Path, context: int, like="") -> dict[str, Path]:
+    """Name in the released folder → where it is (Llama.save's files), what is new in `folder`. The
+    chat template and the ids that end a text are those of the model `like`, where it has some."""
     if tokenizer.kind == "Morfessor":
         return {"morfessor.json": tokenizer.path}
     if tokenizer.kind == "Hugging Face":
@@ -40,7 +42,7 @@ def tokenizer_files(tokenizer: Tokenizer, folder: Path, context: int) -> dict[st
     else:
         files = {"tokenizer.json": folder / "tokenizer.json", "tokenizer.model": tokenizer.path}
         converted.save(str(files["tokenizer.json"]))
-    for name, content in zip(CONFIGS, _configs(tokenizer, context), strict=True):
+    for name, content in _configs(tokenizer, context, Path(like or tokenizer.path.parent)).items():
         files[name] = folder / name
         files[name].write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf8")
     return files
@@ -94,19 +96,37 @@ def added_words(tokenizer: Tokenizer) -> dict[int, str]:
     return {i: token.content for i, token in added.items() if i not in special}
 
 
-def _configs(tokenizer: Tokenizer, context: int) -> tuple[dict, dict]:
-    """The CONFIGS beside tokenizer.json: what came with it, and what transformers must know."""
-    model, ours = tokenizer.model, tokenizer.kind != "Hugging Face"
+def _configs(tokenizer: Tokenizer, context: int, like: Path) -> dict[str, dict]:
+    """The files beside tokenizer.json: what came with it, and what transformers must know. Warns
+    where `like` ends a text with ids of no piece: of its template they are a part, and both go."""
+    model, ours, eos = tokenizer.model, tokenizer.kind != "Hugging Face", tokenizer.eos
     config, special = ({} if ours else read_config(tokenizer.path.parent, n) for n in CONFIGS)
-    ids = dict.fromkeys(("bos", "eos", "pad"), tokenizer.eos) | {"unk": tokenizer.unk}
+    ids = dict.fromkeys(("bos", "eos", "pad"), eos) | {"unk": tokenizer.unk}
     ids |= {"pad": model.pad_id()} if ours and model.pad_id() >= 0 else {}
     piece = model.id_to_piece if ours else model.id_to_token
     named = {f"{key}_token": piece(i) for key, i in ids.items() if i is not None}
-    special = {name: text.removeprefix(HIDDEN) for name, text in named.items()} | special
+    named = {n: text.removeprefix(HIDDEN) for n, text in named.items() if not config.get(n)}
+    special, stops = named | special, _stops(like, eos)
     settings = cards.templates("release.yaml")["tokenizer_config"]
     config = special | settings["defaults"] | config | settings["ours"]
     config.pop("auto_map", None)  # names code that is not in the folder
-    return config | {"model_max_length": context}, special
+    if odd := [i for i in stops if not 0 <= i < tokenizer.size]:
+        fault = f"{like}: its eos_token_id {odd} are no pieces of {tokenizer.path}, so that it is"
+        warnings.warn(f"{fault} no chat model here: give its own tokenizer", stacklevel=4)
+    elif template := read_template(like) or config.get("chat_template"):
+        config |= {"chat_template": template, "split_special_tokens": False}  # it spells them
+    files = {CONFIGS[0]: config | {"model_max_length": context}, CONFIGS[1]: special}
+    ends = {"eos_token_id": [eos, *stops]} | dict.fromkeys(("bos_token_id", "pad_token_id"), eos)
+    return files | ({"generation_config.json": ends} if stops and not odd else {})
+
+
+def read_template(folder: Path) -> str:
+    """A model's chat template, the default one of several, as transformers has it; "" for none."""
+    if (path := folder / "chat_template.jinja").is_file():
+        return path.read_text("utf8")
+    found = read_config(folder, CONFIGS[0]).get("chat_template") or ""
+    named = {x["name"]: x["template"] for x in found} if isinstance(found, list) else {}
+    return named.get("default", "") if named else found
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,7 @@ class Beside:
     begin: tuple[int, ...]  # ids before a text
     end: tuple[int, ...]  # after it
     stops: list[int]  # that end a text which the model writes, besides <eos>
+    turns: Turns | None  # of a chat model
 
 
 def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Beside:
@@ -146,8 +167,28 @@ def open_beside(folder: Path, segmenter: str = "", rows: int = 0) -> Beside:
     tokenizer = next((t for t in equal if t.kind == "SentencePiece"), first)
     configs = [folder / name for name in CONFIGS if (folder / name).is_file()]
     files = [*(t.path for t in equal), *configs]
-    stops = [i for i in _stops(folder) if i != tokenizer.eos]
-    return Beside(tokenizer, files, *_around(folder, tokenizer, first), stops)
+    turns, stops = _turns(first), _stops(folder, tokenizer.eos)
+    # a template says what stands around a text; llama.cpp would add <bos> to it again
+    around = ((), ()) if turns else _around(folder, tokenizer, first)
+    return Beside(tokenizer, files, *around, stops, turns)
+
+
+def _turns(tokenizer: Tokenizer) -> Turns | None:
+    """Of a chat model, by its template and tokenizer.json, as transformers applies both."""
+    folder = tokenizer.path.parent
+    if tokenizer.kind != "Hugging Face" or not (template := read_template(folder)):
+        return None
+    own = tokenizers.Tokenizer.from_file(str(tokenizer.path))
+    own.no_truncation()
+    own.no_padding()
+
+    def tokenize(text: str, special: bool) -> list[int]:
+        bare = special and own.encode(text, add_special_tokens=False)
+        return bare.ids if bare else tokenizer.encode([text])[0]
+
+    settings = read_config(folder, CONFIGS[0])
+    named = {k: t["content"] if isinstance(t, dict) else t for k in NAMED if (t := settings.get(k))}
+    return Turns(template, named, tokenize)
 
 
 def read_config(folder: Path, name: str) -> dict:
@@ -194,12 +235,12 @@ def _around(folder: Path, tokenizer: Tokenizer, first: Tokenizer) -> tuple[tuple
     return tuple(begin_end)
 
 
-def _stops(folder: Path) -> list[int]:
-    """By generation_config.json, or by config.json where there is none."""
+def _stops(folder: Path, eos: int) -> list[int]:
+    """Besides <eos>, by generation_config.json, or by config.json where there is none."""
     name = "generation_config.json"
     name = name if (folder / name).is_file() else "config.json"
     ids = read_config(folder, name).get("eos_token_id")
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if odd := [i for i in ids if type(i) is not int]:
         raise ValueError(f"{folder}: eos_token_id holds {odd[0]!r}, it must be ids: correct it")
-    return ids
+    return [i for i in ids if i != eos]

@@ -91,8 +91,7 @@ def ship(folder: str | Path, out: str | Path, tokens=None, costs: Callable | Non
             rows = [row | cost for row, cost in zip(rows, measured, strict=True)]
         for path in model.vocabulary.beside.files:
             shutil.copy(path, beside)
-        card = _card(model, rows, prompts, tokens)
-        (beside / "README.md").write_text(card, encoding="utf8")
+        (beside / "README.md").write_text(_card(model, rows, prompts, tokens), encoding="utf8")
     return rows
 
 

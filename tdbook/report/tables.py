@@ -121,12 +121,12 @@ def texts(by_model: dict[str, dict]) -> pd.DataFrame:
 
 def kept_and_lost(rows: Iterable[Mapping], base: str, teacher: str) -> pd.DataFrame:
     """Per kind of token: the teacher's loss, how far the base is behind it, and its retention."""
-    written = []
+    kept = []
     for row in rows:
         unigram, student, loss = (row[name] for name in ("unigram", base, teacher))
         more = {"lag": student - loss, "retention": features.retention(unigram, student, loss)}
-        written.append(row | more | {"loss": loss, "base": base, "teacher": teacher})
-    return written("kept_and_lost", written)
+        kept.append(row | more | {"loss": loss, "base": base, "teacher": teacher})
+    return written("kept_and_lost", kept)
 
 
 def speeds(by_model: dict[str, list[dict]]) -> pd.DataFrame:

@@ -225,7 +225,7 @@ def model(tokenizer, tmp_path) -> Path:
     return folder
 
 
-def test_an_export_never_takes_its_models_place(model, tmp_path, monkeypatch, capsys):
+def test_an_export_never_takes_its_models_place_nor_anothers(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "link").symlink_to("models")
     mine(model / "notes/x")
     before = content(model)
@@ -237,6 +237,8 @@ def test_an_export_never_takes_its_models_place(model, tmp_path, monkeypatch, ca
     assert main(["export", "MODEL=link/50m", "OUT=models/"]) == 1
     assert "is, or holds, the model itself" in capsys.readouterr().out
     assert content(model) == before
+    other = mine(tmp_path / "ship/README.md").parent
+    refused(other, f"ship {NOT_OURS}", shipping.ship, model, other)
 
 
 @pytest.mark.parametrize("name", ["x.gguf", "model.safetensors", "notes.txt"])
