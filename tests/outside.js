@@ -24,7 +24,7 @@
       range.setEnd(text, index + word.length);
       const place = range.getBoundingClientRect();
       if (!place.width) break;
-      if (parseFloat(boxes[0][0].fontSize) < 10) say("smaller than 10 px");
+      if (!matchMedia("print").matches && parseFloat(boxes[0][0].fontSize) < 10) say("smaller than 10 px");
       if (block !== scrolling && !within(place, block[1])) say("beyond its box");
       if (!scrolling && !within(place, {left: 0, right: innerWidth})) say("beyond the page");
       for (const [{overflowX, overflowY}, box] of boxes)

@@ -157,7 +157,7 @@ def test_the_verdict_is_in_the_page_and_in_its_table(out):
     effects = table_of(out, "04_merge_eval-effects", "effect")
     assert effects.loc["adapter on hard − adapter on random", "role"] == "mechanism"
     page = soup_of(out / "04_merge_eval.html").get_text()
-    assert "one seed: not decidable here. adapter on hard − its base: " in page
+    assert "Not decided: the adapter on the hard set, merged, ends " in page
     assert "has 52.2M as its base has, not 55M" in page
 
 
@@ -187,7 +187,7 @@ def test_a_dry_run_of_a_finished_book_says_that_all_is_done(out):
 
 def test_every_page_shows_all_of_itself_on_screens_and_paper_and_asks_for_nothing(out, faults):
     pages, sweep = sorted(out.glob("*.html")), out / "sweeps/share"
-    assert len(pages) == len(RUNS) + 2
+    assert len(pages) == len(RUNS) + 2  # index.html and compare.html
     pages += [sweep / "index.html", sweep / "share0.5/03_lora-share0.5.html"]
     for page in pages:
         judged = page.stem in ("index", "02_hard_set", "04_merge_eval")

@@ -22,8 +22,9 @@ def write(out: Path, run: str, loss: float, log: list, **values) -> None:
     """A record; of a run without losses, and so without a model, too."""
     log = [{"tokens": 1000 * i, "val/loss": x, "val/samples": [HOSTILE]} for i, x in enumerate(log)]
     one = {"run": run, "notebook": run.split("-")[0], "parameters": {"device": "cpu"} | values}
-    one["models"] = {run[-1]: {"loss": loss, "agreement": 0.5}} if loss else {}
-    one["remembered"] = {f"log of {run[-1]}": [*log, {"tokens": 9, "val/loss": None}]}
+    model = re.sub(r"\d", "m", run[-1])  # a sweep's is one
+    one["models"] = {model: {"loss": loss, "agreement": 0.5}} if loss else {}
+    one["remembered"] = {f"log of {model}": [*log, {"tokens": 9, "val/loss": None}]}
     write_whole(out / f"results/{run}.json", json.dumps(one))
 
 
@@ -58,6 +59,8 @@ def test_a_browser_filters_sorts_overlays_and_diffs_the_rows(browser, folder):
     for words, names in (wanted | {"": by_loss}).items():
         tab.locator("[name=filter]").fill(words)
         assert tab.locator("#runs tbody label").all_inner_texts() == names
+    tab.locator("#runs thead button").nth(1).click()  # now the largest first
+    assert tab.locator("#runs tbody label").first.inner_text() == points[-1]
     tab.get_by_role("button", name="untick all").click()
     for label in ("from the first step on", "a", "b"):
         tab.get_by_label(label, exact=True).check()
@@ -73,7 +76,8 @@ def test_a_browser_filters_sorts_overlays_and_diffs_the_rows(browser, folder):
     assert lines[-2:] == [["rate", "0.001", "0.01", ""], ["note", HOSTILE, "none", ""]]
     assert tab.inner_text("#alike") == "2 other parameters are the same."
     assert "hacked" not in tab.title() and tab.locator("main b").count() == 0
-    steps = np.diff(drawn("#response .lines"), axis=0)  # a line a seed, straight by log rank
+    assert tab.locator("#response .lines").get_attribute("d").count("M") == 2  # a line a seed
+    steps = np.diff(drawn("#response .lines"), axis=0)  # straight by log rank
     assert steps[[0, 3]] == pytest.approx(steps[[1, 4]], abs=0.3) and steps[0] @ [1, -1] > 20
 
 
