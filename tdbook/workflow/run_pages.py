@@ -296,10 +296,9 @@ def pack(out: Path) -> Path:
     if not status.traces(out):
         raise ParameterError(f"{out} holds no run: make book, then again")
     refresh(out)
-    packed = [*out.glob("morning.md"), *out.glob("sweeps/*/*/[!.]*.html")]
-    for folder in (out, *out.glob("sweeps/*")):
-        packed += folder.glob("[!.]*.html")
-        packed += [path for kind in KINDS for path in (folder / kind).glob("[!.]*.*")]
+    shown = ["morning.md", *(f"{kind}/[!.]*.*" for kind in KINDS)]
+    shown += [f"{place}[!.]*.html" for place in ("", "sweeps/*/", "sweeps/*/*/")]
+    packed = [path for pattern in shown for path in out.glob(pattern)]
     name = re.sub(r"[^A-Za-z0-9.+-]+", "_", out.resolve().name).strip("_.-") or "book"
     target, folder = out / f"{name}-reports.zip", f"{name}-reports"
     files.own(target)

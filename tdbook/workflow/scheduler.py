@@ -53,7 +53,7 @@ def prepare(config: dict) -> dict[str, BookRun]:
     """`jobs`; every point of a sweep gets its YAML."""
     runs = graph.jobs(config)
     for name in config["sweeps"]:
-        sweeps.write(sweeps.read(config["profile"], name), next(iter(runs.values())).out)
+        sweeps.write(sweeps.read(config["profile"], name), parameters.ROOT / config["out"])
     return runs
 
 

@@ -103,10 +103,8 @@ def row(out: Path, run: str) -> dict:
     if done:
         changed = {key: record["parameters"][key] for key in record.get("changed", [])}
     about = {"run": run, "name": run, "folder": out, "record": record, "state": state}
-    return about | {
-        "changed": changed,
-        "older": done and not published and hashes.older_code(out, run),
-    }
+    older = done and not published and hashes.older_code(out, run)
+    return about | {"changed": changed, "older": older}
 
 
 def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[dict]:

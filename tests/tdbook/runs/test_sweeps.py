@@ -113,27 +113,15 @@ def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(b
     assert [n for n, why in hashes.judge(jobs, jobs).items() if why] == new
     assert by_hand(wanted, *new) == new and own(out) == before
     assert not any(hashes.judge(jobs, jobs).values())
+    run_yaml(book, "04_merge_eval", sweeps="rates")  # 04 reads those that its YAML names
+    assert by_hand(wanted, "04_merge_eval") == ["04_merge_eval"]
+    record = json.loads((out / "results/04_merge_eval.json").read_text())
+    places = [f"sweeps/rates/{point}" for point in sweeps.read("tiny", "rates").points]
+    assert record["remembered"]["once"] == sorted(places)
     sweep(book, seeds=[], fixed={"seed": 7})
-    jobs = graph.jobs(wanted.config)
-    assert set(hashes.judge(jobs, jobs).values()) == {"", "seed was 1, is 7"}
-
-
-def test_04_reads_the_points_of_the_sweeps_that_its_yaml_names_and_no_other(book):
-    sweep(book, seeds=[])
-    wanted, out = graph.wanted("sweep", {"NAME": "rates"}), book / "outputs/tiny"
-    first, second = (f"rates/01_distill-learning_rate{rate}" for rate in (0.001, 0.002))
-    by_hand(wanted, "00_teacher", "01_distill-a", first, "04_merge_eval")
-
-    def read() -> list[str]:
-        return json.loads((out / "results/04_merge_eval.json").read_text())["remembered"]["once"]
-
-    assert read() == []
-    run_yaml(book, "04_merge_eval", sweeps="rates")
-    assert by_hand(wanted, "04_merge_eval", second) == ["04_merge_eval", second]
-    assert read() == ["sweeps/rates/learning_rate0.001"]
-    why = hashes.judge(graph.jobs(wanted.config), ["04_merge_eval"])["04_merge_eval"]
-    assert why == "reads sweeps/rates/learning_rate0.002 now"
-    assert by_hand(wanted, "04_merge_eval") and len(read()) == 2
+    reasons = hashes.judge(jobs := scheduler.prepare(wanted.config), jobs)
+    assert reasons["rates/01_distill-learning_rate0.002"] == "seed was 1, is 7"
+    assert reasons["04_merge_eval"] == f"reads {places[0]} no longer"
 
 
 def test_the_page_that_an_older_book_made_of_a_sweep_is_told_and_counts_as_no_point(book):
