@@ -8,7 +8,6 @@ Legend: N windows, R of them at once, M those looked at token by token, T tokens
 targets), S those and the token before, V vocabulary.
 """
 
-import io
 import math
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -75,8 +74,8 @@ def save(path: Path, tokens: data.Tokens, progress: Callable) -> None:
         found["rare"][rows] = (count_V < often)[ids_RT].mean(1)
         found["characters"][rows] = np.minimum(characters_RT.sum(1).round(), 2**16 - 1)
         progress(n + rows.stop, 2 * n, "windows looked at")
-    np.save(file := io.BytesIO(), found)
-    files.write_whole(path, file.getvalue())
+    with files.replacing(path) as beside, beside.open("wb") as file:
+        np.save(file, found)
 
 
 def _parts_of(windows: data.Windows) -> Iterator[tuple[slice, np.ndarray]]:

@@ -69,7 +69,8 @@ def of_seeds(value_SN: np.ndarray, document_N: np.ndarray, size_N=None) -> Inter
     if np.count_nonzero(size_D) < 2:
         return Interval(value)
     sum_D = np.bincount(documents, mean_N - value) / len(mean_N)
-    d, n = len(size_D), _effective(size_D)
+    d = len(size_D)
+    n = size_D.sum() ** 2 / (size_D.astype(float) ** 2).sum()  # of equal size (Kish 1965)
     a = float(np.var(value_SN[:, known_N].mean(1), ddof=1)) / s if s > 1 else 0.0
     b = d / (d - 1) * float(sum_D @ sum_D)
     if a + b == 0:
@@ -101,8 +102,3 @@ def beyond(value_SN: np.ndarray, part_SN: np.ndarray, document_N: np.ndarray) ->
         mean_S1 = np.where(in_SN, value_SN, 0).sum(1, keepdims=True) / count_S1
         linear_SN += sign * (mean_S1 + (value_SN - mean_S1) * in_SN * total / count_S1)
     return of_seeds(linear_SN, document_N, part_SN.mean(0))
-
-
-def _effective(size_D: np.ndarray) -> float:
-    """(Σ size)² / Σ size²: how many documents of equal size tell as much (Kish 1965)."""
-    return size_D.sum() ** 2 / (size_D.astype(float) ** 2).sum()

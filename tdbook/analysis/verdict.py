@@ -20,7 +20,7 @@ import yaml
 from tdbook.analysis import intervals
 from tdbook.analysis.intervals import Interval
 from tdbook.runs import parameters
-from tdbook.runs.notebooks import LORA, PROGRESSIVE, TEACHER, TRAINING
+from tdbook.runs.notebooks import LORA, PROGRESSIVE, TRAINING
 from tdbook.runs.sweeps import Folder
 from tdbook.runs.units import minus
 
@@ -36,6 +36,7 @@ FREE = parameters.LABELS | parameters.VOLATILE  # they make no difference betwee
 LONGER = 1.01  # times the tokens of another model
 AS = {"as_base": "its base", "as_scratch": "scratch"}  # key of a role → what it is otherwise like
 LIKE = {"made_from": "adapter on hard"} | AS  # and what the best of a role is otherwise like
+BESIDE = ("longer_than", "as_long_as", *LIKE)  # keys that hold a model beside another role's
 OLD_RULES = "rules of 2026-11-28"  # a column: the verdict that was published then
 DECISIVE = ["claim", "verdict", "measured", "the plan", "at equal cost"]  # shown; files have all
 SURE = ["claim", "seeds", "resolves", OLD_RULES]
@@ -76,14 +77,6 @@ class Effect:
             return UNDECIDED, count(self.seeds)
         return judge_one(self.interval, self.least, self.claimed)
 
-    @property
-    def resolves(self) -> float:
-        """The half-width of its interval: the size that so many seeds can tell from 0."""
-        return (self.interval.high - self.interval.low) / 2 if self.seeds > 1 else math.nan
-
-    def words(self) -> str:
-        return f"{self.what}: {self.interval}, {count(self.seeds)}"
-
 
 def count(seeds: int) -> str:
     return ("not run", "one seed", f"{seeds} seeds")[min(seeds, 2)]
@@ -115,18 +108,19 @@ class Verdict:
         """A row of the table of verdicts."""
         row, mains = ROWS[self.key], [e for e in self.effects if e.role == "effect" and e.seeds]
         plan = row.get("plan")
-        names = [f"{e.what}: " * (len(mains) > 1) for e in mains]
-        sizes = (f"{name}{e.interval}" for name, e in zip(names, mains, strict=True))
-        costs = [e for e in self.effects if e.role == "cost"]
-        cost = [COST[e.verdict[0]] if e.seeds else "not run" for e in costs]
+        sizes = (f"{e.what}: " * (len(mains) > 1) + f"{e.interval}" for e in mains)
+        # half an interval is the size that so many seeds can tell from 0
+        halves = ((e.interval.high - e.interval.low) / 2 for e in mains if e.seeds > 1)
+        costs = (e for e in self.effects if e.role == "cost")
+        cost = next((COST[e.verdict[0]] if e.seeds else "not run" for e in costs), "–")
         return {
             "claim": row["claim"],
             "verdict": f"{self.result} ({self.why})",
             "measured": self.measured or "; ".join(sizes) or "–",
             "the plan": minus("{:+g} to {:+g}".format(*plan)) if plan else "–",
             "seeds": min((e.seeds for e in mains), default="–"),
-            "resolves": max((intervals.number(e.resolves, ".3f") for e in mains), default="–"),
-            "at equal cost": cost[0] if cost else "–",
+            "resolves": max((intervals.number(x, ".3f") for x in halves), default="–"),
+            "at equal cost": cost,
             OLD_RULES: row.get("was", "–"),
         }
 
@@ -159,20 +153,6 @@ class Model:
     @property
     def adapter(self) -> bool:
         return self.p.get("trains") == "adapter"
-
-    @property
-    def kind(self) -> str:
-        """What it is, in the cell of a table."""
-        if self.base:
-            rounded = ", rounded to four bits" if self.p.get("rounding") else ""
-            return f"{self.p['trains']} on {self.p['windows']} windows{rounded}"
-        if self.notebook == TEACHER:
-            return "the teacher"
-        if self.notebook == PROGRESSIVE and self.name == "75m":
-            return "distilled from 150m"
-        begun = ", begun from the teacher" if self.p.get("init") == "teacher" else ""
-        begun += ", ending in four bits" if self.p.get("four_bit_share") else ""
-        return ("from scratch" if self.p.get("ce_weight") == 1 else "distilled") + begun
 
     def same_but(self, other: "Model", names: set[str]) -> bool:
         """Whether the other was made with the same parameters, but for these."""
@@ -253,12 +233,6 @@ class Trial:
     def _order(self, model: Model) -> tuple:
         return model.seeds[0] != self._seed, model.seeds, model.tokens, model.name
 
-    def arms(self, base: Model, **p: object) -> list[Model]:
-        """What 03 made from a base, or from the same with another seed, by some parameters:
-        trains="adapter", windows="hard". Of one arm `preferred` gives the seeds to read."""
-        made = (m for m in self.models.values() if self._made_from(m, base))
-        return [m for m in made if all(m.p.get(name) == value for name, value in p.items())]
-
     def preferred(self, tried: list[Model]) -> list[Model]:
         """The seeds of the settings that development prefers, with the seed that chooses or, where
         that did not try two of them, with the base's."""
@@ -267,7 +241,8 @@ class Trial:
         best = min(some, key=lambda m: self.development[m.name], default=None)
         return self.seeds_of(best)
 
-    def _made_from(self, model: Model, base: Model | None) -> bool:
+    def made_from(self, model: Model, base: Model | None) -> bool:
+        """Whether 03 made a model from a base, or from the same with another seed."""
         own = self.models.get(model.base)
         return own is not None and base is not None and own.settings == base.settings
 
@@ -300,18 +275,16 @@ class Trial:
 
     def _fits(self, model: Model, key: str, wanted, but: set[str]) -> bool:
         base, value = self.models[self.base], getattr(model, key, model.p.get(key))
+        other = self.first(AS.get(key, wanted)) if key in BESIDE else None
         match key:
             case "made_from":
-                return self._made_from(model, self.first(wanted))
+                return self.made_from(model, other)
             case "longer_than":
-                other = self.first(wanted)
                 return other is not None and model.tokens > LONGER * other.tokens
             case "as_long_as":
-                other = self.first(wanted)
                 short, long = sorted((model.tokens, other.tokens if other else 0))
                 return 0 < long < LONGER * short
             case "as_base" | "as_scratch":
-                other = self.first(AS[key])
                 return other is not None and other.same_but(model, {*wanted} | but)
             case "not":
                 return all(model.p.get(name) != other for name, other in wanted.items())
@@ -330,7 +303,14 @@ class Trial:
         names = [self._named(*pair) for pair in zip(roles, groups, strict=True)]
         share = "share of the gap from {0} to {2} that {1} closes"
         what = share.format(*names) if len(names) == 3 else " − ".join(names)
-        return self.compare(what, *groups, **more)
+        pairs = []
+        for together in itertools.product(*groups):  # the seeds with which all were run
+            # of a model of 03 and one of 01 the base's seed decides
+            same = all(all(map(operator.eq, together[0].seeds, m.seeds)) for m in together)
+            if same and len({m.settings for m in together}) == len(together):
+                pairs.append(tuple(m.name for m in together))
+        found = measure(self.losses, pairs, self.document_N) if pairs else Interval(math.nan)
+        return Effect(what, found, len(pairs), pairs=tuple(pairs), **more)
 
     def _named(self, words: str, seeds: list[Model]) -> str:
         """A role in an effect; of the best what was tuned."""
@@ -340,17 +320,6 @@ class Trial:
         tuned = [*itertools.chain(*(ROLES[role].get(key, ()) for key in AS)), "learning_rate"]
         values = ", ".join(f"{name} {seeds[0].p[name]:g}" for name in dict.fromkeys(tuned))
         return f"{role} ({values})"
-
-    def compare(self, what: str, *groups: list[Model], **more) -> Effect:
-        """Two models, or three, over the seeds with which all were run."""
-        pairs = []
-        for together in itertools.product(*groups):
-            # of a model of 03 and one of 01 the base's seed decides
-            same = all(all(map(operator.eq, together[0].seeds, m.seeds)) for m in together)
-            if same and len({m.settings for m in together}) == len(together):
-                pairs.append(tuple(m.name for m in together))
-        found = measure(self.losses, pairs, self.document_N) if pairs else Interval(math.nan)
-        return Effect(what, found, len(pairs), pairs=tuple(pairs), **more)
 
     def judged(self, key: str) -> Verdict:
         """A row of claims.yaml whose effects are differences between models."""

@@ -61,8 +61,7 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
         sizes = (tokens.bytes_per_token(unit=unit) for unit in ("bytes", "characters"))
         return {"parameters": parameters} | found.row(*sizes)
 
-    row = this.once(f"row of {name}", evaluated)
-    this.models[name] = row
+    row = this.models[name] = this.once(f"row of {name}", evaluated)
     if this.path("models", name).is_dir():  # an adapter has none
         this.once(f"card of {name}", write_card, this, name, tokens, row)
     return row

@@ -136,7 +136,7 @@ def made(this: Run, tokens: data.Tokens) -> dict[str, dict[str, str]]:
         scoring = scored * sum(workload.forward_flop(folder.shape(n), context) for n in readers)
         cost = zip(COST.items(), (*_cost(folder, model, models, tokens), scoring), strict=True)
         written = {name: format(n, form) if n else "–" for (name, form), n in cost}
-        rows[name] = {"made": model.kind} | written
+        rows[name] = {"made": words.say("made", m=model, p=model.p, notebooks=notebooks)} | written
     return rows
 
 
@@ -158,35 +158,21 @@ def _cost(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> np
 
 def limits(t: Trial, verdicts: Sequence[Verdict]) -> list[str]:
     """What limits the comparison, most important first."""
-    lines = []
-    if t.teacher in t.models:
-        behind = verdict.measure(t.losses, [(t.base, t.teacher)], t.document_N)
-        words = WORDS["lag" if behind.value >= ENOUGH else "little"]
-        lines.append(words.format(t=t, behind=behind, enough=ENOUGH))
-    if t.chooses is None:
-        lines.append(WORDS["picker"].format(t=t))
+    pairs = [(t.base, t.teacher)] if t.teacher in t.models else []
+    behind = verdict.measure(t.losses, pairs, t.document_N) if pairs else None
     missing = [e.what for v in verdicts for e in v.effects if not e.seeds]
-    return lines + [f"Not run, so not compared: {'; '.join(missing)}."] * bool(missing)
+    values = dict(t=t, behind=behind, enough=ENOUGH, missing=missing)
+    return words.say("limits", **values).splitlines()
 
 
 def headline(t: Trial, verdicts: Sequence[Verdict]) -> str:
     """Does the adapter on hard windows bring the base near the largest student? In two sentences,
     after what makes the question void."""
-    adapter, gap = (next(v for v in verdicts if v.key == key) for key in ("adapter", "gap"))
-    lines = [x.replace("**", "") for x in limits(t, verdicts) if x.startswith("**⚠")]
-    sizes = {e.role: e for e in adapter.effects if e.role in verdict.JUDGED and e.seeds}
-    if "effect" not in sizes:
-        return " ".join(
-            [*lines, "Not decided: no adapter on the hard set was trained from the base."]
-        )
-    one, answer = sizes["effect"], verdict.ANSWERS[adapter.result]
-    lines.append(
-        f"{answer}: the adapter on the hard set, merged, ends {one.interval.than('its base')}"
-    )
-    lines.append(f"({verdict.count(one.seeds)}); the plan hopes for 0.1–0.5 lower.")
-    if other := sizes.get("mechanism"):
-        lines.append(f"It ends {other.interval.than('one on random windows')}.")
-    if share := next((e for e in gap.effects if e.role == "effect" and e.seeds), None):
-        percent = Interval(*(100 * x for x in share.interval))
-        lines.append(f"Of the gap from 50M to 120M it closes {percent:.0f} %.")
-    return " ".join(lines)
+    void = [x.replace("**", "") for x in limits(t, verdicts) if x.startswith("**⚠")]
+    answer = next(verdict.ANSWERS[v.result] for v in verdicts if v.key == "adapter")
+    run = {(v.key, e.role): e for v in verdicts for e in v.effects if e.seeds}
+    one, other = (run.get(("adapter", role)) for role in verdict.JUDGED)
+    gap = run.get(("gap", "effect"))
+    share = gap and Interval(*(100 * x for x in gap.interval))
+    values = dict(void=void, answer=answer, one=one, other=other, share=share)
+    return words.say("headline", **values, count=verdict.count)

@@ -17,10 +17,9 @@ from tdbook.analysis import features, intervals, verdict
 from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import FAILS, HOLDS, ROWS, TOPICS, UNDECIDED, Effect, Trial, Verdict
 from tdbook.book import common, comparison
-from tdbook.book.comparison import WORDS
 from tdbook.corpus import token_files
 from tdbook.export import inference
-from tdbook.report import plots, tables
+from tdbook.report import plots, tables, words
 from tdbook.runs import hashes, notebooks
 from tdbook.runs.running import Run
 from tdbook.runs.units import Q4_LIMIT, of_plan
@@ -28,11 +27,8 @@ from tdlib import checkpoint, data, evaluate, lora
 from tdlib.hard_set import known_mean
 from tdlib.model import Llama
 
-WAYS = [
-    f"best {what} on {which}" for what in ("adapter", "weights") for which in ("hard", "random")
-]
-WAYS.append("the longer training")
-SHORT = ("adapter on hard", "adapter on random", "the longer training")  # of the sentence
+ARMS = ("adapter on hard", "adapter on random", "weights on hard", "weights on random")
+WAYS = (*(f"best {arm}" for arm in ARMS), "the longer training")
 
 
 def split_of(tokens: data.Tokens) -> str:
@@ -45,8 +41,8 @@ def judged_on(tokens: data.Tokens) -> str:
     """Which text judges, and how much of it, in a sentence."""
     windows = getattr(tokens, name := split_of(tokens))
     documents = len(np.unique(token_files.origins(tokens, name)[0][windows.known_N]))
-    count = dict(known=int(windows.known_N.sum()), windows=len(windows), documents=documents)
-    return WORDS[name].format(**count)
+    count = dict(known=windows.known_N.sum(), windows=len(windows), documents=documents)
+    return words.say("judged_on", split=name, **count)
 
 
 class Losses(dict):
@@ -120,7 +116,8 @@ def maturity(t: Trial) -> tuple[pd.DataFrame, dict[str, dict[str, Interval]]]:
     ends = (m for m in t.models.values() if m.seeds == base.seeds and base.same_but(m, length))
     for end in sorted(ends, key=lambda m: m.tokens):
         at, tokens = replace(t, base=end.name), f"{end.tokens / 1e6:.3g} million tokens"
-        for way in WAYS if t.arms(end) else ():
+        arms = [m for m in t.models.values() if t.made_from(m, end)]
+        for way in WAYS if arms else ():
             gain = at.effect(f"{way} − its base")
             share = at.effect(["its base", way, "student-120m"])
             row = {"base": tokens, "way": way.removeprefix("best ")}
@@ -135,15 +132,11 @@ def maturity(t: Trial) -> tuple[pd.DataFrame, dict[str, dict[str, Interval]]]:
 
 def centre(this: Run, shares: dict[str, dict[str, Interval]]) -> str:
     """The plan's centre in one sentence, and its figure."""
-    told = []
-    for tokens, ways in shares.items():
-        known = (f"{ways[way].value:.1f} % by {way}" for way in SHORT if way in ways)
-        told.append(f"after {tokens} {', '.join(known)}")
-    if not told:
-        return "No base of several lengths has an adapter here."
-    figure = plots.maturity(shares, "What wins back how much of the gap from 50M to 120M?")
-    this.figure("maturity", figure, alt="Share of the gap to 120M, by tokens of the base and way")
-    return f"Of the gap from 50M to 120M is won back: {'; '.join(told)}."
+    if shares:
+        figure = plots.maturity(shares, "What wins back how much of the gap from 50M to 120M?")
+        alt = "Share of the gap to 120M, by tokens of the base and way"
+        this.figure("maturity", figure, alt=alt)
+    return words.say("centre", shares=shares)
 
 
 def hard_text(this: Run, tokens: data.Tokens, t: Trial) -> dict[str, list[Effect]]:
@@ -270,10 +263,8 @@ def show(this: Run, topic: str, verdicts: Sequence[Verdict]) -> None:
         title = "; ".join(f"{ROWS[v.key]['claim']}: {v.result}" for v in of_topic[:2])
         alt = f"{topic}: every effect with its interval"
         this.figure(of_topic[0].key, plots.effects(drawn, title), alt=alt)
-    missing = "; ".join(e.what for e in effects if not e.seeds)
-    lines = [f"Not run: {missing}."] * bool(missing)
-    if "hard" in ROWS[of_topic[0].key]:
-        found = [record["finding"] for record in common.folder_of(this).of(notebooks.HARD_SET)]
-        lines += [f"02 found: {finding}" for finding in found]
-    lines.append(f"*What would change our mind at 300M:* {TOPICS[topic]['change']}")
-    display(Markdown(" ".join(lines)))
+    missing = [e.what for e in effects if not e.seeds]
+    records = common.folder_of(this).of(notebooks.HARD_SET)
+    found = [r["finding"] for r in records if "hard" in ROWS[of_topic[0].key]]
+    values = dict(missing=missing, found=found, change=TOPICS[topic]["change"])
+    display(Markdown(words.say("topic", **values)))

@@ -200,10 +200,9 @@ def chosen_for_03(this: Run) -> tuple[hard_set.HardSet, str]:
 
 def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     """Which hard set 03 will read, where it is not the one chosen here too."""
-    if np.array_equal(hard_set.load(path).windows_K, chosen.windows_K):
-        return f"In force, for 03: {_words_of(path)}."
-    own = words.choice(chosen, "the base")
-    return f"**In force, for 03: {_words_of(path)}.** The figure shows the parameters': {own}."
+    other = not np.array_equal(hard_set.load(path).windows_K, chosen.windows_K)
+    own = words.choice(chosen, "the base") if other else ""
+    return words.say("in_force", kept=_words_of(path), own=own)
 
 
 def _words_of(path: Path) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import models
 
 from tdbook.corpus.tokenizer import RUNS, TELUGU, Tokenizer, by_id, refuse_unknown
+from tdlib.files import refused
 
 FIELDS = {"token_to_id": (dict, "a JSON object"), "special_tokens": (dict, "a JSON object")}
 FIELDS |= {"separator": (str, "text such as '@@'"), "bpe_merges": (list, "a list of pairs")}
@@ -37,10 +38,8 @@ def open_json(path: Path, content: dict, segmenter: str | Path) -> Tokenizer:
         if special.get(name) is None or special[name] != ids.get(name):
             fault = f"{path}: {name} is {special.get(name)} in special_tokens, it must be"
             raise ValueError(f"{fault} {ids.get(name)}, as in token_to_id: copy it again")
-    try:
+    with refused(f"{path}: bpe_merges are no pairs", "copy it again", TypeError, ValueError):
         merge = _bpe(content["bpe_merges"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: bpe_merges are no pairs ({error}): copy it again") from None
     eos, unk, segment = ids["<eos>"], ids["<unk>"], _segmenter(segmenter) if segmenter else None
     bare = {piece: i for piece, i in ids.items() if piece not in special}
     known = form(pieces, {*special.values()} - {unk}, joiner, prefix)
@@ -135,16 +134,13 @@ class _Unpickler(pickle.Unpickler):  # the package's way to say what may be load
 
 def _segmenter(path: str | Path) -> Callable[[str], list[str]]:
     """What cuts a Telugu word into morphs: a Morfessor model, of whose pickle nothing else runs."""
-    try:
+    fault = f"{path} is no Morfessor baseline model that can be read"
+    remedy = "give the .bin that Morfessor wrote, and pip install morfessor"
+    with refused(fault, remedy, Exception), open(path, "rb") as file:  # it may raise anything
         import morfessor  # only here: nothing else needs it
 
-        with open(path, "rb") as file:
-            model = _Unpickler(file).load()
+        model = _Unpickler(file).load()
         if type(model) is not morfessor.BaselineModel:
             raise TypeError(f"it is a {type(model).__name__}")
         model.viterbi_segment("తెలుగు")
-    except Exception as error:  # a damaged pickle raises almost anything
-        fault = f"{path} is no Morfessor baseline model that can be read ({error})"
-        remedy = "give the .bin that Morfessor wrote, and pip install morfessor"
-        raise ValueError(f"{fault}: {remedy}") from None
     return lambda word: model.viterbi_segment(word)[0]

@@ -59,9 +59,8 @@ def open_tokens(folder: str | Path, context: int = 0, given: Tokenizer | None = 
             remedy = "copy or correct it" if name in told else ABSENT[name]
             raise ValueError(f"{fault} number above 0, at most {most:,}: {remedy}")
     meta |= {"dtype": "uint32"} | told
-    names = ["train", "val"]
-    names += [name for name in ("confirm", "works") if (folder / f"{name}.bin").is_file()]
-    opened = {name: _open_split(folder / f"{name}.bin", meta, context) for name in names}
+    paths = (folder / f"{name}.bin" for name in ("train", "val", "confirm", "works"))
+    opened = {path.stem: _open_split(path, meta, context) for path in paths if path.is_file()}
     meta = {f"{name}_tokens": len(windows.ids) for name, windows in opened.items()} | meta
     tokens = Tokens(folder, meta, **opened, tokenizer=tokenizer)
     sources(tokens)  # what is wrong is said early

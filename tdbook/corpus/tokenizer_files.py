@@ -14,7 +14,7 @@ from tokenizers import pre_tokenizers
 
 from tdbook.corpus import morfessor
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, KEYS, Tokenizer, by_id, read_json, refuse_unknown
-from tdlib.files import mark, own, write_whole
+from tdlib.files import mark, own, refused, write_whole
 
 LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves longer ones out
 EOS_NAMES, CONFIGS, NAMED, FLAGS = (tuple(names.split()) for names in KEYS["names"].values())
@@ -56,11 +56,9 @@ def _config_files(path: Path) -> list[Path]:
 
 
 def _sentencepiece(path: Path) -> Tokenizer:
-    try:
+    fault = f"{path} is not a SentencePiece .model, nor a tokenizer.json"
+    with refused(fault, "train one, or copy it again", RuntimeError):
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except RuntimeError:
-        fault = f"{path} is not a SentencePiece .model, nor a tokenizer.json"
-        raise ValueError(f"{fault}: train one, or copy it again") from None
     eos = model.eos_id()
     if eos < 0:
         fault = f"{path} has no <eos>, which ends each line of text"

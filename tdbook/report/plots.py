@@ -159,10 +159,8 @@ def quality(losses: Mapping, document_N: np.ndarray, teacher: str = "teacher") -
     title = f"{best} has the lowest loss of the students: {loss[best]:.3f} nats per token"
     if teacher in loss:
         title += f", {loss[best] - loss[teacher]:+.3f} against the teacher"
-    marks = []  # the best on top, and a line at the teacher's
-    for n in sorted(loss, key=loss.get):
-        how = look(n) | {"note": f"{loss[n]:.3f}"}
-        marks.append(Mark(n, *sizes[n], **how))
+    order = sorted(loss, key=loss.get)  # the best on top, and a line at the teacher's
+    marks = [Mark(n, *sizes[n], **look(n), note=f"{loss[n]:.3f}") for n in order]
     x = "validation loss (nats per token; bars: 95 %)"
     return forest(title, marks, x, line=loss.get(teacher))
 

@@ -4,7 +4,6 @@ Loss is nats per token. Quality is a formula, printed in 04: teacher loss / stud
 The plan gives percentages without a formula, so the formula is applied to the plan's losses too.
 """
 
-import itertools
 import string
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -70,13 +69,13 @@ def quality(metrics: dict, losses: dict, document_N, rounding, base, scratch, te
 
 def hard_and_easy(losses: Mapping, hard_N, document_N, base: str) -> pd.DataFrame:
     """Each model's loss on the hard and on the other windows, and its change against the base."""
-    rows = {name: {} for name in losses}
-    for (name, loss_N), easy in itertools.product(losses.items(), (False, True)):
-        part, at_N = ("easy", ~hard_N) if easy else ("hard", hard_N)
-        rows[name][f"loss, {part}"] = known_mean(loss_N[at_N])
-        change = intervals.change(loss_N[at_N], losses[base][at_N], document_N[at_N])
-        rows[name][f"change, {part}"] = change
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+    columns = {}
+    for part, at_N in {"hard": hard_N, "easy": ~hard_N}.items():
+        of_part = {name: loss_N[at_N] for name, loss_N in losses.items()}
+        at = of_part[base], document_N[at_N]
+        columns[f"loss, {part}"] = {n: known_mean(x) for n, x in of_part.items()}
+        columns[f"change, {part}"] = {n: intervals.change(x, *at) for n, x in of_part.items()}
+    return pd.DataFrame(columns).rename_axis("model")
 
 
 def cost(results: dict[str, dict]) -> pd.DataFrame:
@@ -105,11 +104,6 @@ def metrics(rows: dict[str, dict]) -> pd.DataFrame:
     first, base = next(iter(rows.items()))
     named = (row | {"first": first, "model": name} for name, row in rows.items())
     return written("metrics", [row | {"change": row["loss"] - base["loss"]} for row in named])
-
-
-def reality(rows: Iterable[Mapping]) -> pd.DataFrame:
-    """Difficulty of the base's hard windows and of the rest, by each judge (selection.reality)."""
-    return written("reality", rows)
 
 
 def texts(by_model: dict[str, dict]) -> pd.DataFrame:

@@ -75,7 +75,8 @@ def test_clip_junk_and_easy_ones_are_a_sorted_list_cut_at_both_ends(seed):
     left = sorted(known, key=lambda i: -difficulty_N[i])[round(clip * len(known)) :]
     k = min(max(1, round(share * len(known))), len(left))
     hard = set(left[:k])
-    assert hard == {*np.flatnonzero(hard_set.hard(chosen, difficulty_N))}
+    rows_K = chosen.windows_K
+    assert hard == {*rows_K[difficulty_N[rows_K] >= chosen.threshold]}
     assert hard <= set(chosen.windows_K.tolist()) <= set(left)
     assert chosen.easy == len(chosen.windows_K) - k == min(round(easy * k), len(left) - k)
     assert (np.diff(chosen.windows_K) > 0).all() and chosen.windows_K.dtype == np.int64

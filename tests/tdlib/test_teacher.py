@@ -227,8 +227,8 @@ def test_the_trial_gives_the_mean_loss_of_windows_spread_evenly_and_their_entrop
     assert (trial["windows"], whole["windows"]) == (3, 50)
     share_V = np.bincount(windows.ids[1:]) / (50 * 32)
     assert whole["entropy"] == pytest.approx(-(share_V * np.log(share_V)).sum(), rel=1e-6)
-    assert "⚠" not in words.trial(whole)
-    assert "tokenizer" in words.trial(whole | {"loss": whole["entropy"] + 0.01})
+    assert "⚠" not in words.say("trial", **whole)
+    assert "tokenizer" in words.say("trial", **whole | {"loss": whole["entropy"] + 0.01})
     mask[: 10 * 32 + 1] = 0  # windows without a target spoil nothing
     trial = teacher.check(model, data.Windows(windows.ids, 32, mask), count=50)
     loss_N = [evaluate.evaluate(model, windows).window_loss_N[10:]]

@@ -113,8 +113,7 @@ def test_every_arm_is_at_the_rate_that_development_prefers_with_the_seed_that_ch
         t = of(records, means | chosen, points | more, development=dev | chosen)
         assert [m.name for m in t.role("best adapter on hard")] == wanted
         assert [m.name for m in t.role("adapter on hard")] == ["hard-merged"]
-        arms = t.arms(t.models["50m"], trains="adapter", windows="hard", rank=16)
-        assert [m.name for m in t.preferred([m for m in arms if m.name in more])] == wanted
+        assert [m.name for m in t.preferred([t.models[name] for name in more])] == wanted
     assert replace(t, picked_by="50m").chooses is None
 
 
