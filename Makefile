@@ -35,6 +35,7 @@ help:    ## this list
 	@echo "  SET=\"token_limit=200_000_000 02_hard_set.share=0.15\" (parameters of every run, or of one,"
 	@echo "  for a run folder of their own); sweep takes NAME= and all of these; GPU_RUNS=2 lets two runs"
 	@echo "  share a GPU; CLUSTER=slurm makes every run a job, as profiles/slurm/config.yaml says;"
+	@echo "  sweeps: NAME in 04_merge_eval.yaml lets make book ONLY=04 give its points their intervals;"
 	@echo "  plan and doctor take PROFILE=, TOKENS=, TEACHER=, OUT=, ONLY= and SET= too; plan also"
 	@echo "  DEVICE=here|cpu|b200|h200|h100|a100|l4 and PRICE_PER_HOUR="
 
@@ -43,7 +44,7 @@ setup: .venv/made ## the environment, once: .venv with all that the book needs
 book: .venv/made ## run the book, or what changed of it: outputs/tiny/index.html
 	@exec .venv/bin/python -m tdbook book $(TOLD)
 
-sweep: .venv/made ## run one notebook at every point of params/PROFILE/sweeps/NAME.yaml, and compare
+sweep: .venv/made ## run one notebook at every point of params/PROFILE/sweeps/NAME.yaml: compare.html
 	@exec .venv/bin/python -m tdbook sweep $(call given,NAME) $(TOLD)
 
 # every model, then every sweep, then the verdicts; a failed run costs only what needs it

@@ -16,7 +16,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
-from tdbook.runs import parameters, running, sweeps
+from tdbook.runs import notebooks, parameters, running, sweeps
 from tdbook.workflow import graph, run_pages, scheduler
 
 ROOT = Path(__file__).parents[1]
@@ -57,10 +57,11 @@ def make(folder: Path) -> None:
     """Every run of the smoke book and of a sweep, one after the other."""
     words = {"PROFILE": "smoke", "OUT": str(folder), "NAME": "share"}
     runs = scheduler.prepare(graph.wanted("sweep", words).config)
-    order = TopologicalSorter({one.name: one.needs for one in runs.values()}).static_order()
-    for one in sorted((runs[name] for name in order), key=lambda one: one.compares):
+    needs = {one.name: {*one.needs} for one in runs.values()}
+    needs["04_merge_eval"] |= {name for name in runs if "/" in name}  # its YAML names the sweep
+    for one in (runs[name] for name in TopologicalSorter(needs).static_order()):
         if one.sweep:
-            sweeps.link(one.out, graph.borrowed(one.run, one.parameters))
+            sweeps.link(one.out, notebooks.reads(one.run, one.parameters, []))
         execute(one.out, one.run, one.parameters)
     for place in (folder / "sweeps/share", folder):
         run_pages.refresh(place)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from tdbook.corpus import token_files
 from tdbook.runs import running
 from tdbook.training import from_teacher
-from tdbook.workflow import graph, plan
+from tdbook.workflow import graph, plan, status
 from tests.test_notebooks import cells
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +25,7 @@ RUNS = sorted(path.stem for path in (ROOT / "params/smoke").glob("*.yaml"))
 MODELS = "teacher 50m 50m-scratch 50m-seed2 50m-sliced 50m-sliced-2k 50m-on 50m-four-bits"
 MODELS = f"{MODELS} 150m 75m 75m-direct".split()
 MERGED = ["50m-hard-merged", "50m-random-merged"]
+POINTS = ["share0.2", "share0.5"]  # of the sweep that 04's YAML names
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +117,7 @@ def test_every_model_is_in_the_tables_and_no_cell_is_empty(out, results):
         assert len(table) and not (known == "").any().any(), path
         assert not table.isin(["nan", "NaN"]).any().any(), path
     quality = table_of(out, "04_merge_eval-quality")
-    assert {*quality.index} == {*MODELS, *MERGED}
+    assert {*quality.index} == {*MODELS, *MERGED, *POINTS}
     table = pd.read_csv(out / "tables/04_merge_eval-merged.csv")
     assert (table["largest logit difference"].astype(float) <= 1e-5).all()
     assert (table["weights"] == table["weights of the base"]).all()
@@ -187,8 +188,7 @@ def test_a_dry_run_of_a_finished_book_says_that_all_is_done(out):
 def test_every_page_shows_all_of_itself_on_screens_and_paper_and_asks_for_nothing(out, faults):
     pages, sweep = sorted(out.glob("*.html")), out / "sweeps/share"
     assert len(pages) == len(RUNS) + 2  # index.html and compare.html
-    pages += [sweep / "index.html", sweep / "04_merge_eval-share.html"]
-    pages += [sweep / "share0.5/03_lora-share0.5.html"]
+    pages += [sweep / "index.html", sweep / "share0.5/03_lora-share0.5.html"]
     for page in pages:
         judged = page.stem in ("index", "02_hard_set", "04_merge_eval")
         assert (page, faults(page, axe=judged, paper=True)) == (page, [])
@@ -205,9 +205,9 @@ def test_the_teachers_targets_are_kept_once_for_all_that_ask_for_them(out, resul
     assert trained <= valid_N.sum() <= len(valid_N)
 
 
-def test_a_sweeps_points_train_on_their_share_and_its_page_compares_them(out, results):
+def test_a_sweeps_points_train_on_their_share_and_04_compares_them(out, results):
     sweep, base_N = out / "sweeps/share", np.load(out / "scores/val/50m.npy")
-    table = pd.read_csv(sweep / "tables/04_merge_eval-share-sweep-share.csv")
+    table = pd.read_csv(out / "tables/04_merge_eval-sweep-share.csv")
     assert [*table["as the plan has it"]] == [*np.where(table["point"] == "share0.2", "share", "–")]
     assert table["loss"].is_monotonic_increasing
     for share in (0.2, 0.5):
@@ -222,8 +222,9 @@ def test_a_sweeps_points_train_on_their_share_and_its_page_compares_them(out, re
         if share == 0.2:  # the same as the book's own adapter
             own, other = results["03_lora-hard"]["models"], record["models"]
             assert other["50m-hard"]["loss"] == own["50m-hard"]["loss"]
-    quality = table_of(sweep, "04_merge_eval-share-quality")
-    assert {"teacher", "50m", "share0.2", "share0.5"} <= {*quality.index}
+    best, loss = table["point"][0], table["loss"][0]
+    said = status.sweeps_of(out)["share"]["finding"]
+    assert said == f"03_lora-{best} has the lowest loss, {loss:.3f}."
 
 
 def test_the_script_of_the_readme_runs(out):

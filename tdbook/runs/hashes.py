@@ -77,9 +77,7 @@ def judge(jobs: dict, asked: Iterable[str], before: Iterable[str] = ()) -> dict[
         job, reasons[name] = jobs[name], ""
         if name in before:
             return ""
-        points = [n for n, other in jobs.items() if other.sweep == job.sweep and other is not job]
-        above = [*job.needs, *points] if job.compares else job.needs
-        again = [n for n in above if n in jobs and judge_one(n)]
+        again = [n for n in job.needs if n in jobs and judge_one(n)]
         pending = {path for n in again for path in jobs[n].writes}
         reasons[name] = why(job.out, job.run, job.parameters, pending)
         if again and not reasons[name]:

@@ -3,7 +3,8 @@
 sweep.yaml shows the keys of params/<profile>/sweeps/<name>.yaml.
 Point `rank8-lora_scale0.5-seed1` of sweep `adapter` lives in outputs/<profile>/sweeps/adapter/.
 What it reads of its parent, the run folder above, are links. Its name says all that varies, so a
-new value adds points and moves none.
+new value adds points and moves none. compare.html of the parent shows points side by side; 04 and
+07 read those of the sweeps that their YAMLs name.
 
 `Folder` reads what the runs of a folder, and the points of its sweeps, have made.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 import yaml
 
 from tdbook.runs import notebooks, parameters
-from tdbook.runs.notebooks import COMPARISON, HARD_SET, LORA, SWEPT, notebook_of
+from tdbook.runs.notebooks import HARD_SET, LORA, SWEPT, notebook_of
 from tdbook.runs.parameters import ParameterError, nearest
 from tdlib import files, shapes
 
@@ -58,11 +59,6 @@ class Sweep:
 
 def folder(out: Path, name: str) -> Path:
     return out / "sweeps" / name
-
-
-def page(name: str) -> str:
-    """The run that compares a sweep's points, in the sweep's own folder."""
-    return f"{COMPARISON}-{name}"
 
 
 def names(profile: str) -> list[str]:
@@ -150,18 +146,17 @@ def _short(value: object) -> str:
     return str(value)
 
 
-def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
-    """Write the YAMLs and the list of points, and the comparing page's YAML (None: no page)."""
+def write(sweep: Sweep, out: Path) -> None:
+    """Write the points' YAMLs and the list of points."""
     place = folder(out, sweep.name)
     # who a folder's parent is comes first: then all else in it under these names is the book's
     folders = (place, *(place / point for point in sweep.points))
     content = {each / PARENT: os.path.relpath(out, each) for each in folders}
-    yamls = {place / f"{page(sweep.name)}.yaml": compare} if compare else {}
     for point in sweep.points:
         for run in sweep.runs(point):
-            yamls[place / point / f"{run}.yaml"] = sweep.values(point, run, out)
-    for path, values in yamls.items():
-        content[path] = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            values = sweep.values(point, run, out)
+            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            content[place / point / f"{run}.yaml"] = text
     one = "" if sweep.several else notebook_of(sweep.likes[0])
     listed = {"question": sweep.question, "notebook": one, "points": sweep.points}
     listed["runs"] = {point: sweep.runs(point) for point in sweep.points}
@@ -175,7 +170,7 @@ def write(sweep: Sweep, out: Path, compare: dict | None) -> None:
 
 def listed(out: Path, name: str) -> dict:
     """What a sweep's folder says of it."""
-    path = folder(parent(out) or out, name) / POINTS
+    path = folder(out, name) / POINTS
     if content := files.whole(path, "points", "notebook", "runs"):
         return content
     fault = "broken" if path.exists() else "not there"
@@ -183,20 +178,17 @@ def listed(out: Path, name: str) -> dict:
 
 
 def parent(out: Path) -> Path | None:
-    """The run folder that a point, or a sweep's page, reads from; None for a folder of its own."""
+    """The run folder above a point, or above a sweep's folder; None for one of its own."""
     path = out / PARENT
     return Path(os.path.normpath(out / path.read_text("utf8"))) if path.is_file() else None
 
 
 def link(out: Path, reads: list[str]) -> None:
-    """Let a folder find what it reads of its parent, and the records of what made that."""
+    """Let a point find what it reads of its parent, and the records of what made that."""
     above = parent(out)
     made = {path.stem: files.whole(path, "outputs") for path in (above / "hashes").glob("*.json")}
     makers = [run for run, kept in made.items() if kept and kept["outputs"].keys() & {*reads}]
     records = [f"{kind}/{run}.json" for run in makers for kind in ("hashes", "results")]
-    # of a trunk all ends: their record says that they are there
-    outputs = {path for run in makers for path in made[run]["outputs"]}
-    reads = {*reads, *(path for path in outputs if path.startswith("models/"))}
     for path in [*reads, *records, *notebooks.losses(reads), "cache"]:
         here = out / path
         if (above / path).exists() and not os.path.lexists(here):
@@ -208,7 +200,7 @@ def results(out: Path, sweeps: str) -> dict[str, Path]:
     """Point → record of the finished points of some sweeps; of several runs, point/run → record."""
     records = {}
     for name in sweeps.split():
-        place, yamls = folder(parent(out) or out, name), parameters.ROOT / "params"
+        place, yamls = folder(out, name), parameters.ROOT / "params"
         if not (place / POINTS).is_file() and any(yamls.glob(f"*/sweeps/{name}.yaml")):
             continue  # not run yet: it has no point that is done
         sweep = listed(out, name)

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from tdbook.runs import hashes, heartbeat, hooks, parameters, sweeps
+from tdbook.runs import hashes, heartbeat, hooks, notebooks, parameters, sweeps
 from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
 from tdbook.runs.parameters import shown
@@ -37,7 +37,7 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     try:
         values = graph.check_yaml(yaml, overrides | {"out": shown(out)})
         if sweeps.parent(out):
-            sweeps.link(out, graph.borrowed(run, values))
+            sweeps.link(out, notebooks.reads(run, values, []))
         heartbeat.wait_until_free(out, run)
         if not hashes.why(out, run, values):
             print(f"{run} · is done already", flush=True)

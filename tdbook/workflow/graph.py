@@ -31,16 +31,11 @@ class BookRun:
     given: dict  # those that the command line gives, not the YAML
     writes: tuple[str, ...]  # paths in the run folder
     needs: tuple[str, ...]  # names of the runs that make what it reads
-    sweep: str = ""  # that it is a point of, or the page of
+    sweep: str = ""  # that it is a point of
 
     @property
     def notebook(self) -> str:
         return notebook_of(self.run)
-
-    @property
-    def compares(self) -> bool:
-        """Whether it is the page that compares a sweep's points."""
-        return bool(self.sweep) and self.notebook == COMPARISON
 
     @property
     def mark(self) -> Path:
@@ -166,20 +161,18 @@ def jobs(config: dict, paths: bool = True) -> dict[str, BookRun]:
     return found
 
 
-def targets_of(wanted: Wanted, runs: dict[str, BookRun]) -> tuple[list[str], list[str]]:
-    """What is to be made, REDO's among it; and the pages of sweeps, which come after all else."""
-    pages = [one.name for one in runs.values() if one.compares]
+def targets_of(wanted: Wanted, runs: dict[str, BookRun]) -> list[str]:
+    """What is to be made, REDO's among it; of a sweep its points."""
     every = [one.name for one in runs.values() if bool(one.sweep) == bool(wanted.sweeps)]
-    names = wanted.only or [name for name in every if name not in (*pages, *wanted.before)]
-    return [name for name in runs if name in {*names, *wanted.redo} - {*pages}], pages
+    names = wanted.only or [name for name in every if name not in wanted.before]
+    return [name for name in runs if name in (*names, *wanted.redo)]
 
 
 def judged(wanted: Wanted, runs: dict[str, BookRun]) -> dict[str, str]:
     """Run → why it is to be made, "" where it is current. ParameterError: what is in the way."""
     if gone := [name for name in wanted.before if not hashes.load(runs[name].out, name)]:
         raise ParameterError(f"FROM takes {', '.join(gone)} as made, and it is not: leave FROM")
-    targets, pages = targets_of(wanted, runs)
-    reasons = hashes.judge(runs, [*targets, *pages], wanted.before)
+    reasons = hashes.judge(runs, targets_of(wanted, runs), wanted.before)
     new = [name for name, why in reasons.items() if why and not why.startswith(hashes.AFTER)]
     stand = [runs[name] for name in reasons if name not in new]
     if lines := dict.fromkeys(line for one in stand for line in hashes.damage(one.out, one.run)):
@@ -250,7 +243,7 @@ def _run(who: str, name: str, values: dict, given: dict, makers: dict, above="")
 
 
 def swept(name: str, profile: str, runs: list[BookRun], values: dict) -> list[BookRun]:
-    """The runs of a sweep's points; where each is one run, last their page. `runs`: the book's."""
+    """The runs of a sweep's points. `runs`: the book's."""
     sweep, out, points = sweeps.read(profile, name), runs[0].out, []
     makers = {path: one.name for one in runs for path in one.writes}
     for point in sweep.points:
@@ -267,21 +260,4 @@ def swept(name: str, profile: str, runs: list[BookRun], values: dict) -> list[Bo
             one = _run(who, sweep.name_of(point, run), own, given, makers | inside, out)
             points.append(replace(one, sweep=name))
             inside |= dict.fromkeys(one.writes, one.name)
-    page = next((one for one in runs if one.notebook == COMPARISON), None)
-    if sweep.several or page is None:
-        return points
-    # the profile's own 04 on the sweep's folder: its models are those 04 cannot do without
-    run, place = sweeps.page(name), sweeps.folder(out, name)
-    own = parameters.read(page.yaml) | {"run": run, "out": shown(place), "sweeps": name}
-    own = parameters.check(COMPARISON, own | page.given, paths=False)
-    needs = tuple(sorted({makers[path] for path in borrowed(run, own) if path in makers}))
-    yaml = place / f"{run}.yaml"
-    return [*points, BookRun(f"{name}/{run}", run, yaml, place, own, page.given, (), needs, name)]
-
-
-def borrowed(run: str, values: dict) -> list[str]:
-    """What a point, or a sweep's page, reads of the run folder above."""
-    if notebook_of(run) != COMPARISON:
-        return notebooks.reads(run, values, [])
-    names = ("teacher", "base", "scratch", "picked_by")
-    return ["tokens", *dict.fromkeys(f"models/{values[name]}" for name in names)]
+    return points

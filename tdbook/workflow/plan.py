@@ -56,12 +56,10 @@ def asked(wanted: graph.Wanted) -> Asked:
         both = f"{teacher.context:,}, the tokens' {size.context:,}"
         raise ParameterError(f"the teacher's context is {both}: give a shorter block_size")
     made, works = {"models/teacher": teacher}, {}
-    for one in jobs.values():  # the page that compares a sweep's points merges nothing
-        known = {} if one.compares else made
-        works[one.name] = work = workload.of_run(one.parameters, size, teacher, known)
+    for one in jobs.values():
+        works[one.name] = work = workload.of_run(one.parameters, size, teacher, made)
         made |= work.made
-    targets, pages = graph.targets_of(wanted, jobs)
-    names = [*targets, *pages]
+    names = graph.targets_of(wanted, jobs)
     for name in names:  # it grows
         names += [need for need in jobs[name].needs if need in jobs and need not in names]
     names = [name for name in jobs if name in names]

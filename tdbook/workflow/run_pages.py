@@ -85,7 +85,7 @@ def index(out: Path, name: str = "") -> Path:
     models = dict(m for row in content["rows"] for m in row["record"].get("models", {}).items())
     best = sorted((m["loss"], model) for model, m in models.items() if "loss" in m)[:12]
     content["best"] = [(m, loss, units.span(*units.of_plan(m, "loss"))) for loss, m in best]
-    content["swept"] = sweeps.listed(out, out.name) if swept else None
+    content["swept"] = sweeps.listed(above, out.name) if swept else None
     quality = out / f"tables/{notebooks.COMPARISON}-quality.md"
     if quality.exists():
         html = pages.markdown(quality.read_text("utf-8"))
@@ -296,10 +296,9 @@ def pack(out: Path) -> Path:
     if not status.traces(out):
         raise ParameterError(f"{out} holds no run: make book, then again")
     refresh(out)
-    packed = [*out.glob("morning.md"), *out.glob("sweeps/*/*/[!.]*.html")]
-    for folder in (out, *out.glob("sweeps/*")):
-        packed += folder.glob("[!.]*.html")
-        packed += [path for kind in KINDS for path in (folder / kind).glob("[!.]*.*")]
+    shown = ["morning.md", *(f"{kind}/[!.]*.*" for kind in KINDS)]
+    shown += [f"{place}[!.]*.html" for place in ("", "sweeps/*/", "sweeps/*/*/")]
+    packed = [path for pattern in shown for path in out.glob(pattern)]
     name = re.sub(r"[^A-Za-z0-9.+-]+", "_", out.resolve().name).strip("_.-") or "book"
     target, folder = out / f"{name}-reports.zip", f"{name}-reports"
     files.own(target)

@@ -43,22 +43,17 @@ def make(wanted: Wanted) -> int:
             wait_for_jobs(out)
         prepare(wanted.config)
         graph.judged(wanted, runs)
-        began, (targets, pages) = time.time(), graph.targets_of(wanted, runs)
-        with status.session(out, [*targets, *pages], wanted.command, wanted.price) as session:
-            code = _snakemake(wanted, targets)
-            if pages and code != 130:
-                code = max(code, _snakemake(wanted, pages))
-            session["code"] = code
-        return _summary(out, [runs[name] for name in [*targets, *pages]], code, began)
+        began, targets = time.time(), graph.targets_of(wanted, runs)
+        with status.session(out, targets, wanted.command, wanted.price) as session:
+            session["code"] = code = _snakemake(wanted, targets)
+        return _summary(out, [runs[name] for name in targets], code, began)
 
 
 def prepare(config: dict) -> dict[str, BookRun]:
     """`jobs`; every point of a sweep gets its YAML."""
     runs = graph.jobs(config)
     for name in config["sweeps"]:
-        own = [one for one in runs.values() if one.sweep == name]
-        page = own[-1].parameters if own[-1].compares else None
-        sweeps.write(sweeps.read(config["profile"], name), next(iter(runs.values())).out, page)
+        sweeps.write(sweeps.read(config["profile"], name), parameters.ROOT / config["out"])
     return runs
 
 
@@ -137,8 +132,10 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
 
     for folder in dict.fromkeys([out, *(one.out for one in targets)]):
         execute.pages(folder)
-    swept = dict.fromkeys(one.sweep for one in targets if one.sweep)
-    index = [run_pages.refresh(p) for p in (out, *(sweeps.folder(out, name) for name in swept))][-1]
+    index = run_pages.refresh(out)
+    for name in dict.fromkeys(one.sweep for one in targets if one.sweep):
+        run_pages.refresh(sweeps.folder(out, name))
+        index = next(out.glob("compare.html"), index)  # the points side by side
     if code == 130:
         print(f"stopped; the same command goes on from here · {shown(index)}")
         return code

@@ -69,8 +69,9 @@ def rows(out: Path, full: bool = False) -> list[dict]:
     if (out / sweeps.POINTS).is_file():
         sweep, listed = f"{out.name}/", sweeps.listed(above, out.name)
         pairs = [(point, run) for point, runs in sorted(listed["runs"].items()) for run in runs]
-        pairs += [("", sweeps.page(out.name))] if listed["notebook"] else []
         places = {run if listed["notebook"] else f"{p}/{run}": (out / p, run) for p, run in pairs}
+        # what an older book made of the points, in the sweep's folder itself
+        places |= {run: (out, run) for run in traces(out) if hashes.load(out, run)}
     else:
         asked = [name for name in last["targets"] if "/" not in name] if above == out else []
         places = {run: (out, run) for run in sorted({*traces(out), *asked})}
@@ -78,6 +79,7 @@ def rows(out: Path, full: bool = False) -> list[dict]:
     found = {}
     for name, (folder, run) in places.items():
         found[f"{sweep}{name}"] = one = row(folder, run) | {"name": name}
+        one["older"] &= not sweep or folder != out  # nothing makes that again
         began = one["state"].get("heartbeat", 0) >= last["began"]
         made = began or (folder / ".done" / run).exists() or one["state"]["state"] == "running"
         if f"{sweep}{name}" in waiting and not made:
@@ -101,10 +103,8 @@ def row(out: Path, run: str) -> dict:
     if done:
         changed = {key: record["parameters"][key] for key in record.get("changed", [])}
     about = {"run": run, "name": run, "folder": out, "record": record, "state": state}
-    return about | {
-        "changed": changed,
-        "older": done and not published and hashes.older_code(out, run),
-    }
+    older = done and not published and hashes.older_code(out, run)
+    return about | {"changed": changed, "older": older}
 
 
 def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[dict]:
@@ -126,16 +126,23 @@ def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[d
 
 
 def sweeps_of(out: Path) -> dict[str, dict]:
-    """A folder's sweeps → their `rows`, `counts` of the points by state, `finding` of the page."""
+    """A folder's sweeps → their `rows`, `counts` of the points by state, and `finding`: the lowest
+    loss, or what is wrong with the list of points."""
     found = {}
     for path in sorted(out.glob(f"sweeps/*/{sweeps.POINTS}")):
+        every, finding = [], ""
         try:
-            page, points = bool(sweeps.listed(out, path.parent.name)["notebook"]), rows(path.parent)
-            finding = points[-1]["record"].get("finding", "") if page else ""
-        except ValueError as error:  # the list of points is broken
-            page, points, finding = False, [], str(error)
-        counts = Counter(map(heartbeat.word, points[: len(points) - page]))
-        found[path.parent.name] = {"rows": points, "counts": counts, "finding": finding}
+            every = rows(path.parent)
+        except ValueError as error:
+            finding = str(error)
+        points = [one for one in every if one["folder"] != path.parent]
+        counts = Counter(map(heartbeat.word, points))
+        done = (one for one in points if one["state"]["state"] == "done")
+        models = ((m, one) for one in done for m in one["record"].get("models", {}).values())
+        losses = [(m["loss"], one["name"]) for m, one in models if "loss" in m]
+        if losses:
+            finding = "{1} has the lowest loss, {0:.3f}.".format(*min(losses))
+        found[path.parent.name] = {"rows": every, "counts": counts, "finding": finding}
     return found
 
 

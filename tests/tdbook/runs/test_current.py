@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from tdbook.runs import hashes, heartbeat, machine, ownership, parameters
+from tdbook.runs.notebooks import reads
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.running import start
 from tdbook.workflow import graph, plan, run_pages, scheduler, status, workload
-from tdbook.workflow.graph import borrowed
 from tdlib import files, hard_set
 from tests.helpers import refused
 from tests.small_book import COMMON, write
@@ -81,9 +81,9 @@ def content_of(run: str, p: dict, read: dict[str, str]) -> dict[str, str]:
     return {f"adapters/{p['adapter']}/w": said}
 
 
-def read_by(out: Path, run: str, reads: list[str]) -> dict[str, str]:
+def read_by(out: Path, run: str, names: list[str]) -> dict[str, str]:
     first = {"text": (parameters.ROOT / "words.txt").read_text()} if run[:2] == "00" else {}
-    for name in reads:
+    for name in names:
         paths = sorted((out / name).glob("*[!E]")) or [out / name]
         first[name] = "".join(path.read_text() for path in paths)
     return first
@@ -91,7 +91,7 @@ def read_by(out: Path, run: str, reads: list[str]) -> dict[str, str]:
 
 def make_one(one) -> None:
     """As a notebook would."""
-    read = read_by(one.out, one.run, borrowed(one.run, one.parameters))
+    read = read_by(one.out, one.run, reads(one.run, one.parameters, []))
     this = start(one.notebook, one.parameters)
     assert not this.current
     for path, text in content_of(one.run, one.parameters, read).items():
@@ -145,7 +145,7 @@ class Oracle:
             now |= read_by(out, "99", [path for path, place in written.items() if place.exists()])
             if name not in scope or name in wanted.before:
                 continue
-            read = {path: now.get(path, "gone") for path in borrowed(one.run, one.parameters)}
+            read = {path: now.get(path, "gone") for path in reads(one.run, one.parameters, [])}
             if name[:2] == "00":
                 read["text"] = (parameters.ROOT / "words.txt").read_text()
             decisive = [one.parameters.get(key) for key in ("seed", "learning_rate")]
@@ -308,7 +308,7 @@ def test_damage_is_told_by_file_with_what_makes_it_again_and_nothing_is_made_of_
             assert remedy in run_pages.index(out).read_text("utf8")
             assert f"REDO={maker}` makes again" in (out / "morning.md").read_text("utf8")
         for one in graph.jobs(told().config).values():  # as plain papermill begins
-            if any(name.startswith(path) for path in borrowed(one.run, one.parameters)):
+            if any(name.startswith(path) for path in reads(one.run, one.parameters, [])):
                 with refused("reads what is damaged: ", remedy):
                     start(one.notebook, one.parameters)
         assert make(told(REDO=maker)) == [maker]  # the way out: the same comes out

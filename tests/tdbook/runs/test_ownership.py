@@ -204,7 +204,7 @@ def test_cleaning_removes_kept_targets_alone(tmp_path):
 def test_a_sweep_takes_no_file_of_another_and_no_folder_in_a_links_place(folder):
     path = folder.parents[1] / "params/tiny/sweeps/s.yaml"
     small_book.write(path, {"like": "01_distill-a", "grid": {"student": ["b"]}})
-    place, write = folder / "sweeps/s", lambda: sweeps.write(sweeps.read("tiny", "s"), folder, None)
+    place, write = folder / "sweeps/s", lambda: sweeps.write(sweeps.read("tiny", "s"), folder)
     for path in (place / "studentb/01_distill-studentb.yaml", place / "points.json"):
         refused(mine(path).parents[1], f"{path.name} {NOT_OURS}", write)
         path.unlink()

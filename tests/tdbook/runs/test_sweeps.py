@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tdbook import __main__
-from tdbook.runs import hashes, sweeps
+from tdbook.runs import hashes, notebooks, sweeps
 from tdbook.workflow import graph, run_pages, scheduler, status
 from tdlib.files import write_whole
 from tests import small_book
@@ -46,12 +46,11 @@ def test_points_are_combinations_and_single_ones_with_each_seed_and_go_before_wh
     assert list(points) == [f"{start}-seed{seed}" for start in starts for seed in (1, 2)]
     assert points["learning_rate0.002-seed1"] == {"learning_rate": 2e-3, "seed": 1}
     sweep(book, fixed={"checkpoint_minutes": 5.0}, seeds=[])
-    *points, page = graph.swept("rates", "tiny", graph.book("tiny"), {})
+    points = graph.swept("rates", "tiny", graph.book("tiny"), {})
     names = ("learning_rate", "seed", "checkpoint_minutes")
     found = [[one.parameters[name] for name in names] for one in points]
     assert found == [[1e-3, 7, 5.0], [2e-3, 7, 5.0]]
-    assert page.run == "04_merge_eval-rates" and page.parameters["sweeps"] == "rates"
-    assert points[0].needs == ("00_teacher",) and page.needs == ("00_teacher", "01_distill-a")
+    assert all(one.needs == ("00_teacher",) for one in points)
 
 
 REFUSED = [("rates", given, "sweep NAME=rates", says) for given, says in CASES["sweeps"]]
@@ -76,8 +75,8 @@ def test_every_sweep_that_we_ship_can_be_meant():
     for profile in ("smoke", "tiny", "small", "b200"):
         found = graph.book(profile, paths=False)
         for name in sweeps.names(profile):
-            *points, page = graph.swept(name, profile, found, {})
-            assert 2 <= len(points) <= 100 and page.needs, (profile, name)
+            points = graph.swept(name, profile, found, {})
+            assert 2 <= len(points) <= 100 and all(one.needs for one in points), (profile, name)
     assert len(sweeps.read("smoke", "forty").points) == 40
     assert sweeps.names("b200") == sweeps.names("tiny")
 
@@ -87,7 +86,7 @@ def by_hand(wanted: graph.Wanted, *names: str) -> list[str]:
     jobs, made = scheduler.prepare(wanted.config), []
     for job in (jobs[name] for name in names or jobs):
         if sweeps.parent(job.out):
-            sweeps.link(job.out, graph.borrowed(job.run, job.parameters))
+            sweeps.link(job.out, notebooks.reads(job.run, job.parameters, []))
         found = sorted(sweeps.results(job.out, job.parameters.get("sweeps", "")))
         if small_book.make(job.notebook, job.parameters, job.run, found.copy):
             made.append(job.name)
@@ -97,7 +96,8 @@ def by_hand(wanted: graph.Wanted, *names: str) -> list[str]:
 def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(book):
     sweep(book, seeds=[])
     wanted = graph.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
-    assert len(by_hand(wanted)) == 6
+    assert len(by_hand(wanted)) == 5
+    assert graph.targets_of(wanted, jobs := graph.jobs(wanted.config)) == [*jobs][3:]
     for one in (job for job in graph.jobs(wanted.config).values() if job.sweep):
         assert graph.check_yaml(one.yaml, {}, paths=False) == one.parameters
     out, points = book / "outputs/tiny", sweeps.read("tiny", "rates").points
@@ -109,24 +109,42 @@ def test_each_point_is_made_once_in_its_own_folder_and_the_parent_is_only_read(b
         assert (place / "models/a/w").read_text() == f"01_distill-{point}"
     sweep(book, grid={"learning_rate": [5e-3, 1e-3, 2e-3]}, seeds=[])
     assert points.items() < sweeps.read("tiny", "rates").points.items()
-    new = ["rates/01_distill-learning_rate0.005", "rates/04_merge_eval-rates"]
-    jobs = graph.jobs(wanted.config)
+    new, jobs = ["rates/01_distill-learning_rate0.005"], graph.jobs(wanted.config)
     assert [n for n, why in hashes.judge(jobs, jobs).items() if why] == new
     assert by_hand(wanted, *new) == new and own(out) == before
-    record = json.loads((out / "sweeps/rates/results/04_merge_eval-rates.json").read_text())
+    assert not any(hashes.judge(jobs, jobs).values())
+    run_yaml(book, "04_merge_eval", sweeps="rates")  # 04 reads those that its YAML names
+    assert by_hand(wanted, "04_merge_eval") == ["04_merge_eval"]
+    record = json.loads((out / "results/04_merge_eval.json").read_text())
     places = [f"sweeps/rates/{point}" for point in sweeps.read("tiny", "rates").points]
     assert record["remembered"]["once"] == sorted(places)
-    assert not any(hashes.judge(jobs, jobs).values())
-    sweep(book, seeds=[], fixed={"seed": 7})  # a page is looked at again after its points
-    reasons = hashes.judge(graph.jobs(wanted.config), ["rates/04_merge_eval-rates"])
-    assert reasons["rates/01_distill-learning_rate0.001"] == "seed was 1, is 7"
-    assert reasons["rates/04_merge_eval-rates"].startswith("after rates/01_distill-learning_rate0")
+    sweep(book, seeds=[], fixed={"seed": 7})
+    reasons = hashes.judge(jobs := scheduler.prepare(wanted.config), jobs)
+    assert reasons["rates/01_distill-learning_rate0.002"] == "seed was 1, is 7"
+    assert reasons["04_merge_eval"] == f"reads {places[0]} no longer"
 
 
-def test_a_point_whose_kernel_is_killed_keeps_no_other_from_being_compared(book):
-    sweep(book, grid={"student": ["b", "slow"]}, seeds=[])
+def test_the_page_that_an_older_book_made_of_a_sweep_is_told_and_counts_as_no_point(book):
+    sweep(book, seeds=[])
+    by_hand(graph.wanted("sweep", {"NAME": "rates"}))
+    out, run = book / "outputs/tiny", "04_merge_eval-rates"
+    for kind in ("results", "hashes", "state"):
+        was = (out / f"{kind}/04_merge_eval.json").read_text()
+        new = was.replace("04_merge_eval is done.", "The second is best.")
+        write_whole(
+            out / f"sweeps/rates/{kind}/{run}.json", new.replace('"04_merge_eval"', f'"{run}"')
+        )
+    told = {one["run"]: one["state"]["state"] for one in status.rows(out / "sweeps/rates")}
+    assert [*told][-1] == run and {*told.values()} == {"done"}
+    assert status.sweeps_of(out)["rates"]["counts"] == {"done": 2}
+    assert "The second is best." in run_pages.index(out / "sweeps/rates").read_text("utf8")
+    assert "REDO" not in status.text(out / "sweeps/rates")
+
+
+def test_a_point_whose_kernel_is_killed_keeps_no_other_from_being_made(book):
+    sweep(book, grid={"student": ["slow", "b"]}, seeds=[])
     wanted = graph.wanted("sweep", {"PROFILE": "tiny", "NAME": "rates"})
-    by_hand(wanted, "00_teacher", "01_distill-a", "rates/01_distill-studentb")
+    by_hand(wanted, "00_teacher", "01_distill-a")
     out, run = book / "outputs/tiny", "01_distill-studentslow"
     slow = out / "sweeps/rates/studentslow"
     command = [sys.executable, "-m", "tdbook", "sweep", "NAME=rates", "PROFILE=tiny"]
@@ -137,8 +155,10 @@ def test_a_point_whose_kernel_is_killed_keeps_no_other_from_being_compared(book)
     told = process.communicate(timeout=300)[0]
     assert process.returncode == 1
     assert re.search(rf"{run} · lost: the kernel died.* · {slow}/", told)
-    record = json.loads((out / "sweeps/rates/results/04_merge_eval-rates.json").read_text())
-    assert record["remembered"]["points"] == ["sweeps/rates/studentb"]
+    assert told.endswith("1 of 2 runs done · outputs/tiny/compare.html\n")
+    assert "studentb" in (out / "compare.html").read_text("utf8")
+    reasons = graph.judged(wanted, graph.jobs(wanted.config))  # of the same command again
+    assert {name: why for name, why in reasons.items() if why} == {f"rates/{run}": "not finished"}
     assert status.sweeps_of(out)["rates"]["counts"] == {"done": 1, "lost": 1}
     morning = (out / "morning.md").read_text("utf8")
     assert f"{run}** lost" in morning
@@ -185,14 +205,3 @@ def test_a_sweep_need_not_be_told_again_what_the_book_was_told(book):
     write_whole(book / "outputs/here/.snakemake.json", json.dumps(told.config))
     found = graph.jobs(graph.wanted("sweep", {"NAME": "rates", "OUT": "outputs/here"}).config)
     assert found["00_teacher"].parameters["text"] == "words.txt"
-
-
-def test_with_one_end_of_a_trunk_come_all_that_its_record_tells_of(tmp_path):
-    (point := tmp_path / "sweeps/s/p").mkdir(parents=True)
-    (point / sweeps.PARENT).write_text("../../..")
-    outputs = {f"models/{name}": {} for name in ("a", "a-1M", "a-2M")}
-    write_whole(tmp_path / "hashes/01_distill-a.json", json.dumps({"outputs": outputs}))
-    for path in outputs:
-        (tmp_path / path).mkdir(parents=True)
-    sweeps.link(point, ["models/a-1M"])
-    assert {p.name for p in (point / "models").iterdir()} == {"a", "a-1M", "a-2M"}
