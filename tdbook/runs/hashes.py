@@ -118,12 +118,6 @@ def why(out: Path, run: str, values: dict, pending: Collection[str] = ()) -> str
     return ""
 
 
-def older_code(out: Path, run: str) -> bool:
-    """Whether a finished run was made by other code than today's, which may have other numbers."""
-    made = files.whole(out / "results" / f"{run}.json", "code", "notebook")
-    return made is not None and made["code"] != of_code(made["notebook"])
-
-
 def damage(out: Path, run: str, full: bool = False, reads: Iterable | None = None) -> list[str]:
     """A line, with the remedy, for each file that a finished run wrote, or others wrote of what it
     `reads`, and that differs now. `full` reads every file, else those whose size or time moved.

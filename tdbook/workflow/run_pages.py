@@ -61,7 +61,7 @@ def page(out: Path, run: str) -> None:
 
 def refresh(out: Path, name: str = "") -> Path:
     """Write the head of every page again, for later runs and older code; then the index."""
-    for run in _runs_with_page(out):
+    for run in (run for run in status.traces(out) if (out / f"{run}.html").exists()):
         html = (out / f"{run}.html").read_text("utf-8")
         _frame(out, run, Markup(html.partition("<main>\n")[2].rpartition("\n</main>")[0]))
     return index(out, name)
@@ -125,10 +125,6 @@ def _frame(out: Path, run: str, body: Markup) -> None:
     first = files.whole(out / f"results/{notebooks.TEACHER}.json", "parameters")
     about["given"] = first and any(first["parameters"].get(name) for name in ("text", "tokens"))
     _write(out / f"{run}.html", "page.html.j2", **about, **row)
-
-
-def _runs_with_page(out: Path) -> list[str]:
-    return [run for run in status.traces(out) if (out / f"{run}.html").exists()]
 
 
 def _lead_with_answer(soup: BeautifulSoup, finding: str) -> None:

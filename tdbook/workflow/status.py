@@ -102,9 +102,9 @@ def row(out: Path, run: str) -> dict:
     done, changed = state["state"] == "done", state.get("changed", {})
     if done:
         changed = {key: record["parameters"][key] for key in record.get("changed", [])}
+    older = done and "code" in record and record["code"] != hashes.of_code(record["notebook"])
     about = {"run": run, "name": run, "folder": out, "record": record, "state": state}
-    older = done and not published and hashes.older_code(out, run)
-    return about | {"changed": changed, "older": older}
+    return about | {"changed": changed, "older": older and not published}
 
 
 def _judged(out: Path, sweep: str, found: dict[str, dict], full: bool) -> list[dict]:

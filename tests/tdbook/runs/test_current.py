@@ -224,7 +224,7 @@ def test_what_runs_is_what_everyone_said_after_any_change(root, out, profile):
         assert {name: lines[name] for name in CHAIN} == done, pairs
         words = {row["run"]: heartbeat.word(row) for row in status.rows(out)}
         for name, word in words.items():
-            assert (word == "done") == (done[name] and not hashes.older_code(out, name)), pairs
+            assert (word == "done") == (done[name] and not status.row(out, name)["older"]), pairs
         if round_ % 8 == 0:
             page = run_pages.index(out).read_text("utf8")
             assert page.count(">outdated<") == [*words.values()].count("outdated")
