@@ -79,10 +79,10 @@ lab: .venv/made ## JupyterLab on notebooks/
 
 plan: .venv/made ## hours, money, bytes and weights of PROFILE, or of ONLY; runs nothing
 	@exec .venv/bin/python -m tdbook plan \
-	    $(call given,PROFILE OUT ONLY TOKENS TEACHER SET DEVICE PRICE_PER_HOUR)
+	    $(call given,PROFILE OUT ONLY TOKENS TOKENIZER TEACHER SET DEVICE PRICE_PER_HOUR)
 
 doctor: .venv/made ## can this machine run PROFILE: a line each, two real steps of every shape
-	@exec .venv/bin/python -m tdbook doctor $(call given,PROFILE OUT ONLY TOKENS TEACHER SET)
+	@exec .venv/bin/python -m tdbook doctor $(call given,PROFILE OUT ONLY TOKENS TOKENIZER TEACHER SET)
 
 report: .venv/made ## write every page of a run folder (OUT=, or that of PROFILE) again
 	@exec .venv/bin/python -m tdbook report $(FOLDER)

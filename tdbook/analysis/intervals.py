@@ -29,8 +29,9 @@ class Interval(NamedTuple):
         """A difference of loss in words: "0.378 nats higher than 75m [0.357 to 0.398]"."""
         sign = math.copysign(1, self.value)
         low, high = sorted(sign * end for end in self[1:])
-        words = f"{abs(self.value):.3f} nats {'lower' if sign < 0 else 'higher'} than {other}"
-        words += f" [{low:.3f} to {high:.3f}]" if math.isfinite(low) else ""
+        form = f".{3 + (abs(self.value) < 0.01)}f"
+        words = f"{abs(self.value):{form}} nats {'lower' if sign < 0 else 'higher'} than {other}"
+        words += f" [{low:{form}} to {high:{form}}]" if math.isfinite(low) else ""
         return words.replace("-", "−") + ", which may be chance" * (not self.clear)
 
     def __format__(self, spec: str) -> str:

@@ -36,9 +36,10 @@ def memory(real: dict, base: str, teacher: str) -> str:
 
 
 def _read(real: dict) -> float:
-    """The share of difficulty that is gone on unread text; 0 where there is none, or all of it."""
-    change = {row["name"]: row["gap"] for row in real["memory"]}.get("difficulty", 0.0)
-    return -change / real["mean"] if 0 < -change < real["mean"] else 0.0
+    """The share of difficulty that is gone on unread text; 0 where that is not clear, or all."""
+    change = next((row for row in real["memory"] if row["name"] == "difficulty"), {"high": 0.0})
+    clear = change["high"] < 0 and -change["gap"] < real["mean"]
+    return -change["gap"] / real["mean"] if clear else 0.0
 
 
 def choice(chosen: hard_set.HardSet, base: str) -> str:

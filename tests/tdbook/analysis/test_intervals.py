@@ -156,7 +156,7 @@ def test_an_outcome_answers_the_plan_and_says_which_way_and_how_sure():
     unsure = by(Interval(0.002, -0.001, 0.005))
     assert (
         unsure
-        == "A ends 0.002 nats higher than B [−0.001 to 0.005], which may be chance (one seed)."
+        == "A ends 0.0020 nats higher than B [−0.0010 to 0.0050], which may be chance (one seed)."
     )
 
 

@@ -54,13 +54,15 @@ def test_whether_the_teacher_finds_hard_windows_easy_is_said_by_the_numbers(toke
     assert found["held"] == pytest.approx(lost_N[chosen.windows_K].sum() / lost_N.sum())
     text = words.difficulty("50m", {"windows": 400, "mean": 0.4, "student_better": 0.2}, found)
     assert f"of the windows are {EASE[slope]}" in text and "⚠" not in text
-    real = {"mean": 0.4, "memory": [{"name": "difficulty", "gap": -0.1}]}
+    real = {"mean": 0.4, "memory": [{"name": "difficulty", "gap": -0.1, "high": -0.05}]}
     better = "50m is BETTER than its teacher on 72% of windows. Yes, the loss is concentrated"
     for share, held, first in ((0.72, 0.6, better), (0.2, 0.3, "No, the loss is spread")):
         asked = {"student_better": share}, chosen, found | {"held": held}, real
         text = words.hard_windows("50m", *asked)
         assert text.startswith(first) and f"They are {EASE[slope]}" in text
-    assert text.endswith("25% of the difficulty is memory of the training text.")
+    assert text.endswith(
+        "25% of the difficulty is memory of the training text. (One student, one seed.)"
+    )
 
 
 def memory(train, val, documents: dict) -> dict:
