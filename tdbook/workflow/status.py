@@ -130,11 +130,10 @@ def sweeps_of(out: Path) -> dict[str, dict]:
     loss, or what is wrong with the list of points."""
     found = {}
     for path in sorted(out.glob(f"sweeps/*/{sweeps.POINTS}")):
-        every, finding = [], ""
         try:
-            every = rows(path.parent)
+            every, finding = rows(path.parent), ""
         except ValueError as error:
-            finding = str(error)
+            every, finding = [], str(error)
         points = [one for one in every if one["folder"] != path.parent]
         counts = Counter(map(heartbeat.word, points))
         models = ((m, one) for one in points for m in one["record"].get("models", {}).values())
