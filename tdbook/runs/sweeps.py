@@ -3,8 +3,7 @@
 sweep.yaml shows the keys of params/<profile>/sweeps/<name>.yaml.
 Point `rank8-lora_scale0.5-seed1` of sweep `adapter` lives in outputs/<profile>/sweeps/adapter/.
 What it reads of its parent, the run folder above, are links. Its name says all that varies, so a
-new value adds points and moves none. compare.html of the parent shows points side by side; 04 and
-07 read those of the sweeps that their YAMLs name.
+new value adds points and moves none. compare.html shows them; 04 and 07 read what their YAMLs name.
 
 `Folder` reads what the runs of a folder, and the points of its sweeps, have made.
 """

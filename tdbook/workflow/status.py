@@ -130,17 +130,14 @@ def sweeps_of(out: Path) -> dict[str, dict]:
     loss, or what is wrong with the list of points."""
     found = {}
     for path in sorted(out.glob(f"sweeps/*/{sweeps.POINTS}")):
-        every, finding = [], ""
         try:
-            every = rows(path.parent)
+            every, finding = rows(path.parent), ""
         except ValueError as error:
-            finding = str(error)
+            every, finding = [], str(error)
         points = [one for one in every if one["folder"] != path.parent]
         counts = Counter(map(heartbeat.word, points))
-        done = (one for one in points if one["state"]["state"] == "done")
-        models = ((m, one) for one in done for m in one["record"].get("models", {}).values())
-        losses = [(m["loss"], one["name"]) for m, one in models if "loss" in m]
-        if losses:
+        models = ((m, one) for one in points for m in one["record"].get("models", {}).values())
+        if losses := [(m["loss"], one["name"]) for m, one in models if "loss" in m]:
             finding = "{1} has the lowest loss, {0:.3f}.".format(*min(losses))
         found[path.parent.name] = {"rows": every, "counts": counts, "finding": finding}
     return found

@@ -105,7 +105,6 @@ def make(wanted: graph.Wanted) -> list[str]:
     """What really runs, by the Snakefile's marks and Snakemake's rule: a job whose mark is gone, or
     below one that has run, is executed, and a run that is current says so."""
     found = graph.jobs(wanted.config)
-    targets, _ = graph.targets_of(wanted, found)
     reasons = hashes.judge(found, found, wanted.before)
     assert not any(hashes.damage(found[n].out, n) for n, why in reasons.items() if not why)
     touched, made = {}, []
@@ -120,7 +119,7 @@ def make(wanted: graph.Wanted) -> list[str]:
                 made.append(name)
         return touched[name]
 
-    for name in targets:
+    for name in graph.targets_of(wanted, found):
         visit(name)
     return sorted(made)
 
@@ -133,7 +132,7 @@ class Oracle:
 
     def plan(self, wanted: graph.Wanted, out: Path, code: dict[str, int]) -> list[str]:
         found, scope, made = graph.jobs(wanted.config), set(), []
-        waiting = [*graph.targets_of(wanted, found)[0]]
+        waiting = graph.targets_of(wanted, found)
         while waiting:
             name = waiting.pop()
             scope.add(name)
@@ -216,7 +215,7 @@ def test_what_runs_is_what_everyone_said_after_any_change(root, out, profile):
             continue
         # one answer, before anything runs
         found = graph.jobs(wanted.config)
-        reasons = hashes.judge(found, graph.targets_of(wanted, found)[0], wanted.before)
+        reasons = hashes.judge(found, graph.targets_of(wanted, found), wanted.before)
         plain = hashes.judge(graph.jobs(told(profile).config), CHAIN)
         done = {name: not reason for name, reason in plain.items()}
         lines = (line for line in plan.dry(told(profile)).splitlines() if " " in line)
