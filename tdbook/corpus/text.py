@@ -245,7 +245,8 @@ def drawn(documents: list[Document], wanted: Mapping[str, float], seed: int) -> 
                 drawn_N[i], have = True, have + size_N[i]
         if not have:
             there = ", ".join(sorted({*source_N}))
-            raise ValueError(f"no document of {source} can be put aside: the sources are {there}")
+            fault = f"no document of {source} can be put aside: the sources are {there}"
+            raise ValueError(f"{fault}; correct held_out, or leave it empty")
     return drawn_N
 
 
