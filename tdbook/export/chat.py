@@ -20,15 +20,18 @@ from tdlib.model import Llama
 TEMPERATURE, TOKENS = 0.8, 200
 HOW = "It goes on with your text; it was not taught to answer. Ctrl-C ends a text, Ctrl-D all."
 IN_TURNS = "It answers. An empty line begins anew, Ctrl-C ends an answer, Ctrl-D all."
-HINT = "\nType text as segmented (ఊరి@@ లో; in v4 the mark comes first), or give SEGMENTER=m.bin."
+HINT = "\nType text as segmented (ఊరి@@ లో; in v4 the mark comes first)"
+SEGMENT = ", or give SEGMENTER=m.bin"  # for upstream's own tokenizer
 
 
 def chat(pairs: dict[str, str]) -> None:
     """MODEL= [SEGMENTER=] of the command line. Until Ctrl-D, or the end of what is piped in."""
     path, seed, talk = shipping.find(pairs.get("MODEL", "")), 0, []
     model, tokenizer = opened(path, pairs.get("SEGMENTER", ""))
-    raw = not tokenizer or not tokenizer.joined
-    print(f"{path}\n{IN_TURNS if model.turns else HOW}{'' if raw else HINT}")
+    hint = (
+        HINT + SEGMENT * (tokenizer.kind == "Morfessor") if tokenizer and tokenizer.joined else ""
+    )
+    print(f"{path}\n{IN_TURNS if model.turns else HOW}{hint}")
     while True:
         try:
             text = input("\n> ").strip()
