@@ -31,6 +31,7 @@ EMA = 32  # steps that the mean of the loss looks back
 FREE = ("micro_windows", "max_skipped", "activation_checkpointing", "checkpoint_minutes")
 # what an older checkpoint, which does not name them, was made with
 NEW = {"four_bit_share": 0.0, "schedule": "cosine", "cooldown_share": 0.2, "optimizer": "adamw"}
+NEW |= {"averaged_share": 0.0}
 LENGTH = ("token_limit", "warmup_share")  # in which trainings with one trunk may differ
 
 
@@ -60,6 +61,8 @@ class State:
         self.trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
         self.recipe, self.key, self.step, self.log = recipe, key, 0, []
         self.meter = Meter(device)
+        averaged = self.trained.items() if recipe.averaged_share else ()
+        self.mean = {name: torch.zeros_like(weight) for name, weight in averaged}
         self.loss_ema = torch.full((), math.inf, device=device)  # an exponential moving average
         self.skipped = torch.zeros((), device=device)
         muon = {n for n, p in self.trained.items() if p.ndim == 2 and "layers" in n}
@@ -92,6 +95,14 @@ class State:
         self.skipped += bad
         self.step = step
 
+    @torch.no_grad()
+    def average(self, count: int, last: bool) -> None:
+        """Take the weights into the mean of `count` steps; after the last, it is the weights."""
+        for name, mean in self.mean.items() if count else ():
+            mean.lerp_(self.trained[name], 1 / count)
+            if last:
+                self.trained[name].copy_(mean)
+
     def row(self, tokens: int) -> dict:
         """What is logged after so many tokens. RuntimeError: too many steps were skipped."""
         if self.skipped > self.recipe.max_skipped:
@@ -111,14 +122,16 @@ class State:
         content = {"key": self.key, "step": self.step, "log": self.log, "weights": self.weights()}
         content |= {"usual": self.loss_ema, "skipped": self.skipped, "sums": self.meter.sums}
         content |= {"muon": self.muon.state_dict()} if self.muon else {}
+        content |= {"mean": self.mean} if self.mean else {}
         return content | {"random": torch.get_rng_state(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, content: dict) -> None:
         own = self.content()
         for name in ("usual", "skipped", "sums"):
             own[name].copy_(content[name])
-        for name, weight in own["weights"].items():
-            weight.copy_(content["weights"][name])
+        for part in ("weights", *["mean"] * bool(self.mean)):
+            for name, weight in own[part].items():
+                weight.copy_(content[part][name])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.muon:
             self.muon.load_state_dict(content["muon"])
@@ -138,7 +151,8 @@ class Keeper:
         in_float, end = state.recipe.in_float(len(steps)), len(steps)
         quarters = {(in_float * (4 - i) + end * i) // 4: f"rounded-{i}" for i in (1, 2, 3)}
         self.kept |= {step: name for step, name in quarters.items() if step > in_float}
-        self.trunk = state.recipe.stable(len(steps))  # the step from which a longer one goes on
+        recipe, end = state.recipe, len(steps)  # a longer one goes on before the cooldown, the mean
+        self.trunk = min(recipe.stable(end), end - round(recipe.averaged_share * end))
         self.saved = time.monotonic()
 
     def restore(self) -> bool:

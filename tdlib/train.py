@@ -38,6 +38,7 @@ class Recipe:
     warmup_share: float = 0.01  # of all steps
     schedule: str = "cosine"  # to a tenth of the peak; or "wsd": stable, then a cooldown to 0
     cooldown_share: float = 0.2  # of all steps, the last, of wsd
+    averaged_share: float = 0.0  # of all steps, the last: the mean of their weights is the result
     optimizer: str = "adamw"  # or "muon": for the matrices within layers, AdamW for the rest
     weight_decay: float = 0.1  # on matrices, the tied embedding included; none on vectors
     clip: float = 1.0  # of the gradient's norm
@@ -55,6 +56,10 @@ class Recipe:
     def in_float(self, steps: int) -> int:
         """Of so many steps, those before the rounded ones."""
         return steps - round(self.four_bit_share * steps)
+
+    def last_averaged(self, step: int, steps: int) -> int:
+        """How many steps' weights the mean holds after a step (Izmailov et al. 2018, SWA)."""
+        return max(0, step - steps + round(self.averaged_share * steps))
 
     def stable(self, steps: int) -> int:
         """Of so many steps, those before the cooldown: a longer training begins with them too. 0 by
@@ -187,6 +192,7 @@ def _updates(student, targets, windows, state, steps, device, team) -> Iterator[
         quantize.switch(student, rounded > 0, anew=rounded == 1)
         loss = _accumulate(step_module, windows, rows_B, recipe, state.meter, stream, team)
         state.update(step, learning_rate(step - 1, len(steps), recipe), loss)
+        state.average(recipe.last_averaged(step, len(steps)), step == len(steps))
         yield step
 
 

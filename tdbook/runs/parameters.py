@@ -240,6 +240,8 @@ def _wrong_together(values: dict) -> Iterator[str]:
     if lengths and not (plain and limit and max(lengths.values()) < limit):
         fault = f"cooldowns = {values['cooldowns']} need schedule: wsd, four_bit_share: 0 and a"
         yield f"{fault} longer token_limit, which is {limit:,}: correct them, or take them away"
+    if values.get("averaged_share") and values["four_bit_share"]:
+        yield "of averaged_share and four_bit_share one must be 0: a mean is not rounded"
     for name in (n for n in values if n.endswith("shape")):
         try:
             LlamaConfig(vocab_size=1, **sized(values[name]))

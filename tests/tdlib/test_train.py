@@ -161,10 +161,14 @@ def test_the_rate_warms_up_from_a_part_of_the_peak_and_falls_to_a_tenth():
     assert [rates[28], rates[40]] == [1.0, 0.0] and rates[24 + 9] == pytest.approx(2 * (1 - 3 / 4))
 
 
+@pytest.mark.parametrize("averaged", [0.0, 0.2, 0.5])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_trunk_cooled_down_at_several_lengths_gives_each_its_own_bits(optimizer, tmp_path):
+def test_a_trunk_cooled_down_at_several_lengths_gives_each_its_own_bits(
+    optimizer, averaged, tmp_path
+):
     """Wherever a longer one begins: at the shorter one's trunk, or its own checkpoint."""
     shared = dict(schedule="wsd", cooldown_share=1 / 3, ce_weight=1.0, optimizer=optimizer)
+    shared |= {"averaged_share": averaged}
     told = []
     for windows in (12, 24, 48):
         recipe = quick(token_limit=windows * T, warmup_share=0.2 * 12 / windows, **shared)
@@ -178,10 +182,27 @@ def test_a_trunk_cooled_down_at_several_lengths_gives_each_its_own_bits(optimize
             stopped_at(10, tiny(), recipe, folder=folder)
         fit(student, recipe, folder=folder, progress=lambda step, *_: told.append(step))
         assert same(weights(student), weights(straight))
-    # 3 steps of which 2 are stable; of 6 those after the 2nd, stopped at the 10th of 12
-    assert told == [1, 2, 3, *range(3, 7), *range(10, 13)]
+    # 3 steps of which 2 are stable, or 1 before the mean's; of 6 those after it; then at the 10th
+    trunk = 2 if averaged < 0.5 else 1
+    assert told == [1, 2, 3, *range(trunk + 1, 7), *range(10, 13)]
     with refused("learning_rate", tmp_path, "redo"):
         fit(tiny(), quick(learning_rate=1.0, token_limit=60 * T, **shared), folder=folder)
+
+
+def test_averaged_weights_are_the_mean_of_the_last_steps():
+    def of_every_step(share: float) -> list[dict]:
+        student, kept = tiny(), []
+        how = dict(ce_weight=1.0, epochs=2.0, learning_rate=0.1, averaged_share=share)
+        fit(student, quick(**how), progress=lambda *_: kept.append(weights(student)))
+        return kept
+
+    each, averaged = of_every_step(0.0), of_every_step(0.4)
+    last = each[-round(0.4 * len(each)) :]
+    assert len(last) > 1 and len(averaged) == len(each)
+    for name, weight in averaged[-1].items():
+        mean = torch.stack([w[name].double() for w in last]).mean(0)
+        torch.testing.assert_close(weight.double(), mean, rtol=1e-5, atol=1e-7)
+        assert torch.equal(averaged[-2][name], each[-2][name])  # training itself is as without
 
 
 def test_muon_turns_the_matrices_within_layers_and_adamw_all_else():
