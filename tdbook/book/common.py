@@ -63,18 +63,24 @@ def measure(this: Run, name: str, net: Llama, tokens: data.Tokens, teacher: Llam
 
     row = this.models[name] = this.once(f"row of {name}", evaluated)
     if this.path("models", name).is_dir():  # an adapter has none
-        this.once(f"card of {name}", write_card, this, name, tokens, row)
+        nets = {name: net} | ({} if this.notebook == notebooks.TEACHER else {"teacher": teacher})
+        this.once(f"card of {name}", write_card, this, name, tokens, row, nets)
     return row
 
 
-def write_card(this: Run, name: str, tokens: data.Tokens, row: dict) -> None:
-    """README.md of a model, beside its weights; the owner's own card stays."""
+def write_card(this: Run, name: str, tokens: data.Tokens, row: dict, nets: dict) -> None:
+    """README.md of a model, beside its weights; the owner's own card stays. `nets` write in it."""
     record, rows, folder = this.provenance(), {name: row}, this.path("models", name)
     if this.notebook != notebooks.TEACHER:
         rows["teacher"] = row_of(this, this.parameters["teacher"])
+    for run in folder_of(this).records.values():  # as large, from the text alone
+        made = run["models"] if run["parameters"].get("ce_weight") == 1 else {}
+        same = [x for n, x in made.items() if n != name and x["parameters"] == row["parameters"]]
+        rows |= {"scratch": same[0]} if same else {}
     for run in folder_of(this).of(notebooks.LORA):  # which tells of its merged model too
         record = run if f"{run['parameters']['adapter']}-merged" == name else record
-    card = cards.card(folder, tokens, rows, record)
+    texts = {own: samples(net, tokens, count=1) for own, net in nets.items()}
+    card = cards.card(folder, tokens, rows, record, texts)
     with contextlib.suppress(FileExistsError):
         files.own(folder / "README.md")
         files.write_whole(folder / "README.md", card)

@@ -3,6 +3,7 @@
 What only the owner knows is left open. Nothing here asks the network.
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from tdlib import data
 from tdlib.shapes import read_config
 
 
-def card(folder: Path, tokens: data.Tokens, rows: dict, record: dict) -> str:
-    """`rows`: name → metrics; `record`: results/<run>.json of its training, if merged 03's."""
+def card(folder: Path, tokens: data.Tokens, rows: dict, record: dict, texts: dict) -> str:
+    """`rows`: name → metrics, its own first; `record`: results/<run>.json of its training, if
+    merged 03's; `texts`: name → what it and its teacher write, drawn alike."""
     parts = templates("release.yaml")
     way = next(way for name, way in parts["ways"].items() if (folder / name).is_file())
     telling = {  # what changes a result; no paths, which would tell where the owner keeps things
@@ -24,10 +26,11 @@ def card(folder: Path, tokens: data.Tokens, rows: dict, record: dict) -> str:
         if name not in parameters.VOLATILE and value not in ("", None) and "/" not in str(value)
     }
     repository = "YOUR-NAME/telugu-" + re.sub("[^A-Za-z0-9.]+", "-", folder.name)
-    values = dict(name=folder.name, repository=repository, rows=rows, record=record)
+    values = dict(name=folder.name, repository=repository, rows=rows, record=record, texts=texts)
+    values["own"] = {key: x for key, x in rows[folder.name].items() if abs(x) < math.inf}
     values |= dict(config=read_config(folder), metrics=parts["metrics"], tokens=tokens, way=way)
     values["parameters"] = yaml.safe_dump(telling, sort_keys=False, allow_unicode=True).rstrip()
-    for part in ("origin", "program"):
+    for part in ("origin", "program", "worth"):
         values[part] = fill(parts[part], values)
     return fill(parts["card"], values)
 

@@ -140,7 +140,9 @@ def test_the_program_of_the_card_goes_on_with_a_text(tokenizer, lines, tokens, t
     other = trained(tmp_path / "theirs.model", lines, **odd)
     for ours, eos in ((tokenizer, 3), (other, 2)):
         folder = released(ours, tmp_path / str(eos))
-        left = run(program(cards.card(folder, tokens, {folder.name: ROW}, RECORD), folder), caplog)
+        left = run(
+            program(cards.card(folder, tokens, {folder.name: ROW}, RECORD, {}), folder), caplog
+        )
         assert left["beginning"].tolist() == [[eos, *ours.encode(["ఒక ఊరిలో"])[0]]]
     with pytest.raises(ValueError):
         transformers.AutoTokenizer.from_pretrained(folder)
@@ -151,7 +153,7 @@ def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, t
     folder = released(ours, tmp_path)
     assert (folder / "morfessor.json").read_bytes() == ours.path.read_bytes()
     assert not [*folder.glob("tokenizer*")] and not [*(tmp_path / "made").iterdir()]
-    card = cards.card(folder, tokens, {folder.name: ROW}, RECORD)
+    card = cards.card(folder, tokens, {folder.name: ROW}, RECORD, {})
     left = run(program(card, folder), caplog)
     texts = [*lines, "విద్యార్థు@@ ల@@ కు 2024లో Wikipedia@@ లో ఉంది. a1b2,c3 అఖ్ఖ్ఖ్@@ ల"]
     texts += ["☃ x☃@@ y", "festival chandrababu traind@@ lo"]
@@ -166,19 +168,23 @@ def test_that_for_upstreams_vocabulary_encodes_as_we_do(shared, lines, tokens, t
 def test_the_card_tells_numbers_run_and_origin_and_no_path(tokens, base, tmp_path):
     better = dict.fromkeys(ROW, 0.5) | dict(parameters=99_000, kl=float("nan"))
     better.pop("acceptance")  # of an older record
-    text = cards.card(base, tokens, {base.name: ROW, "teacher": better}, RECORD)
+    rows = {base.name: ROW, "teacher": better, "scratch": ROW | {"loss": 6.02459}}
+    written = {base.name: ["ఒక ▸ రాజు\nఉన్నాడు"], "teacher": ["ఒక ▸ ఊరు"]}
+    text = cards.card(base, tokens, rows, RECORD, written)
     assert not [part for part in CASES["told"] if part not in text]
     assert "secret" not in text and "device: auto" not in text
     card = huggingface_hub.ModelCard(text)
     assert card.text.count("TODO") == 3  # licence, data, teacher: nothing is made up
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == ROW  # as the Hub reads it
     about = card.data.to_dict()
     assert (about["language"], about["library_name"]) == ("te", "transformers")
     assert about["tags"] == ["telugu", "llama"] and "license" not in about
     for name, notebook, change, origin in CASES["origins"]:
         (folder := tmp_path / name).symlink_to(base)
         record = RECORD | dict(notebook=notebook, parameters=CASES["parameters"] | change)
-        assert origin in cards.card(folder, tokens, {folder.name: ROW}, record)
+        assert origin in cards.card(folder, tokens, {folder.name: ROW}, record, {})
     (folder := tmp_path / "a run's 50m+x").symlink_to(base)
-    card = cards.card(folder, tokens, {folder.name: ROW}, RECORD)
+    card = cards.card(folder, tokens, {folder.name: ROW}, RECORD, {})
     (name,) = re.findall('^name = "(YOUR-NAME/.*?)"', card, re.M)  # the Hub takes it
     huggingface_hub.utils.validate_repo_id(name)

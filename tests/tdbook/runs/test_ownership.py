@@ -258,7 +258,7 @@ def test_a_cards_place_is_its_owners(tmp_path, monkeypatch):
         monkeypatch.setattr(cards, "card", lambda *_, text=text: text)
         if text == "third":
             mine(card, stands)
-        common.write_card(this, "a", None, {})
+        common.write_card(this, "a", None, {}, {})
         assert card.read_text() == stands
 
 
