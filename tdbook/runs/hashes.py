@@ -49,6 +49,8 @@ def made_by_others(out: Path, run: str) -> dict[str, dict]:
 def inputs(out: Path, run: str, values: dict) -> dict[str, Path]:
     """What a run reads, as its parameters name it → where that is."""
     inside = notebooks.reads(run, values, [*made_by_others(out, run)])
+    if notebook_of(run) == notebooks.EVIDENCE:  # it keeps the losses of models: weights may go
+        inside = [p for p in inside if p == "tokens" or [*(out / p).glob("*.safetensors")]]
     outside = parameters.external(notebook_of(run), values)
     places = {path: out / path for path in inside} | {p: parameters.ROOT / p for p in outside}
     return places | sweeps.results(out, values.get("sweeps", ""))

@@ -16,7 +16,7 @@ from tdbook.analysis import features, verdict
 from tdbook.analysis.verdict import ROWS, UNDECIDED
 from tdbook.book import comparison, evidence
 from tdbook.corpus import token_files, writer
-from tdbook.runs import units
+from tdbook.runs import hashes, units
 from tdlib import data, evaluate, lora
 from tdlib.files import write_whole
 from tdlib.model import Llama
@@ -228,6 +228,23 @@ def test_every_claim_has_a_verdict_and_only_models_that_one_needs_are_run(opened
     assert every.loc["50m-hard-merged", "seeds"] == "1 1"
     assert every["training tokens"][["50m", "50m-hard-merged"]].tolist() == ["1,000", "1,200"]
     assert "Not decided: the adapter on the" in comparison.headline(t, [*judged.values()])
+
+
+def test_a_model_that_was_judged_may_lose_its_weights(opened):
+    told = []
+    for _ in range(2):
+        this, tokens = opened()
+        t = evidence.trial(this, tokens)
+        verdicts = evidence.judged(this, tokens, t)
+        told.append((verdict.table(verdicts), evidence.models_table(this, tokens, t)))
+        reads = hashes.inputs(this.out, this.run, this.parameters)
+        assert ("models/50m" in reads) == (len(told) == 1) and "tokens" in reads
+        for weights in this.out.rglob("*.safetensors"):
+            weights.unlink()
+    for first, again in zip(*told, strict=True):
+        pd.testing.assert_frame_equal(first, again)
+    with pytest.raises(FileNotFoundError, match="50m-seed2"):  # no verdict has asked for it
+        t.losses["50m-seed2"]
 
 
 def test_beside_every_effect_stand_sections_and_the_sources_of_the_works(opened):
