@@ -11,7 +11,7 @@ from tdbook.runs import heartbeat, machine, ownership, parameters
 from tdbook.workflow import execute, graph, plan, scheduler, status
 
 # their words are never NAME=value
-PLACES = ("report", "compare", "clean-cache", "publish", "zip", "published")
+PLACES = ("page", "report", "compare", "clean-cache", "publish", "zip", "published")
 
 
 def main(arguments: list[str]) -> int:
@@ -67,6 +67,8 @@ def _show(command: str, words: list[str]) -> int | None:
     from tdbook.workflow import run_pages
 
     match command, words:
+        case "page", [out, run, notebook, papermill]:
+            execute.page_after(int(papermill), Path(out), run, Path(notebook))
         case "report", [out]:
             execute.pages(parameters.ROOT / out, again=True)
             print(run_pages.refresh(parameters.ROOT / out))

@@ -14,12 +14,15 @@ import math
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from tdbook.runs import hashes, heartbeat, hooks, machine, ownership, parameters
 from tdbook.runs.notebooks import notebook_of
@@ -296,10 +299,20 @@ class Run:
             os.kill(os.getpid(), number)
 
     def _after_run(self, limit: float | None = None) -> None:
-        """Call the hook, unless the parent is a book, which calls it when the page is written."""
+        """Call the hook and, once plain papermill has written its notebook, make the page; but not
+        where the parent is a book, which does both."""
         command, self._hooked = self._hooked and self.parameters.get("after_run"), False
-        if command and os.environ.get(heartbeat.DIE_WITH) != str(os.getppid()):
+        if os.environ.get(heartbeat.DIE_WITH) == str(parent := os.getppid()):
+            return
+        if command:
             hooks.call("after_run", command, self.told(), parameters.ROOT, limit)
+        words = (papermill := psutil.Process(parent)).cmdline()
+        if "papermill" in " ".join(words[:3]):
+            written = Path(papermill.cwd(), [w for w in words if w.endswith(".ipynb")][-1])
+            page = [sys.executable, "-m", "tdbook", "page", self.out, self.run, written, parent]
+            quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            how = dict(cwd=parameters.ROOT, start_new_session=True)
+            subprocess.Popen([str(word) for word in page], **how, **quiet)
 
 
 def _says_all(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -18,6 +19,8 @@ import threading
 import time
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from tdbook.runs import hashes, heartbeat, hooks, notebooks, parameters, sweeps
 from tdbook.runs.notebooks import notebook_of
@@ -158,6 +161,15 @@ def page(out: Path, run: str) -> None:
         run_pages.index(out)
     except Exception as error:  # any: the run itself is done and recorded
         print(f"{run} · its page failed: {type(error).__name__}: {error}", flush=True)
+
+
+def page_after(papermill: int, out: Path, run: str, notebook: Path) -> None:
+    """The page of a notebook that plain papermill, a process by its number, writes at its end."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(papermill).wait()
+    if notebook.resolve() != (out / f"{run}.ipynb").resolve():
+        shutil.copy(notebook, out / f"{run}.ipynb")
+    page(out, run)
 
 
 def pages(out: Path, again: bool = False) -> None:
