@@ -1,5 +1,6 @@
 """The calls of 04, 05 and 07: all models of a folder side by side, and 04's verdict in words."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from tdbook.book import common
 from tdbook.corpus import token_files
 from tdbook.export import gguf_file, inference
 from tdbook.export.decoder import Decoder
-from tdbook.report import tables, words
+from tdbook.report import plots, tables, words
 from tdbook.runs import notebooks
 from tdbook.runs.running import Run
 from tdbook.runs.sweeps import Folder
@@ -154,6 +155,15 @@ def _cost(folder: Folder, model: Model, models: dict, tokens: data.Tokens) -> np
         asked = seen * workload.forward_flop(folder.shape(by or p["teacher"]), context)
     own, before = np.array([model.tokens, model.tokens * flop, asked]), by or model.base
     return own + (_cost(folder, models[before], models, tokens) if before in models else 0)
+
+
+def show_effects(this: Run, name: str, title: str, verdicts: Sequence[Verdict]) -> None:
+    """A figure of the effects that were run, where they are two or more."""
+    effects = [e for v in verdicts for e in v.effects if math.isfinite(e.interval.low)]
+    drawn = [e for e in effects if len(next(iter(e.pairs), ())) < 3]  # a share has its own scale
+    if len(drawn) > 1:
+        figure = plots.effects(drawn, title)
+        this.figure(name, figure, alt=f"{title}: every effect with its interval")
 
 
 def limits(t: Trial, verdicts: Sequence[Verdict]) -> list[str]:

@@ -257,12 +257,8 @@ def show(this: Run, topic: str, verdicts: Sequence[Verdict]) -> None:
     of_topic = [v for v in verdicts if v.key in TOPICS[topic]["rows"]]
     effects = [e for v in of_topic for e in v.effects]
     display(Markdown(f"## {topic}"))
-    nats = (e for e in effects if len(next(iter(e.pairs), ())) < 3)  # a share has its own scale
-    drawn = [e for e in nats if math.isfinite(e.interval.low)]
-    if len(drawn) > 1:
-        title = "; ".join(f"{ROWS[v.key]['claim']}: {v.result}" for v in of_topic[:2])
-        alt = f"{topic}: every effect with its interval"
-        this.figure(of_topic[0].key, plots.effects(drawn, title), alt=alt)
+    title = "; ".join(f"{ROWS[v.key]['claim']}: {v.result}" for v in of_topic[:2])
+    comparison.show_effects(this, of_topic[0].key, title, of_topic)
     missing = [e.what for e in effects if not e.seeds]
     records = common.folder_of(this).of(notebooks.HARD_SET)
     found = [r["finding"] for r in records if "hard" in ROWS[of_topic[0].key]]
