@@ -39,7 +39,7 @@ LIKE = {"made_from": "adapter on hard"} | AS  # and what the best of a role is o
 BESIDE = ("longer_than", "as_long_as", *LIKE)  # keys that hold a model beside another role's
 OLD_RULES = "rules of 2026-11-28"  # a column: the verdict that was published then
 DECISIVE = ["claim", "verdict", "measured", "the plan", "at equal cost"]  # shown; files have all
-SURE = ["claim", "seeds", "resolves", OLD_RULES]
+SURE = ["seeds", "resolves", OLD_RULES]
 NUMBERS = ["effect", "value", "low", "high", "seeds"]
 
 

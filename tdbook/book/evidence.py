@@ -250,17 +250,13 @@ def models_table(this: Run, tokens: data.Tokens, t: Trial) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def show(this: Run, topic: str, verdicts: Sequence[Verdict]) -> None:
-    """A section: a figure of two effects or more, what was not run, what would change our mind."""
-    from IPython.display import Markdown, display
-
-    of_topic = [v for v in verdicts if v.key in TOPICS[topic]["rows"]]
-    effects = [e for v in of_topic for e in v.effects]
-    display(Markdown(f"## {topic}"))
-    title = "; ".join(f"{ROWS[v.key]['claim']}: {v.result}" for v in of_topic[:2])
-    comparison.show_effects(this, of_topic[0].key, title, of_topic)
-    missing = [e.what for e in effects if not e.seeds]
-    records = common.folder_of(this).of(notebooks.HARD_SET)
-    found = [r["finding"] for r in records if "hard" in ROWS[of_topic[0].key]]
-    values = dict(missing=missing, found=found, change=TOPICS[topic]["change"])
-    display(Markdown(words.say("topic", **values)))
+def topics(this: Run, verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Of each topic what was not run, what 02 found of it, and what would change our mind."""
+    findings, rows = [r["finding"] for r in common.folder_of(this).of(notebooks.HARD_SET)], []
+    for topic, about in TOPICS.items():
+        effects = (e for v in verdicts if v.key in about["rows"] for e in v.effects)
+        found = findings if any("hard" in row for row in about["rows"].values()) else []
+        row = {"topic": topic, "not run": "; ".join(e.what for e in effects if not e.seeds) or "–"}
+        row |= {"what 02 found": " ".join(found) or "–"}
+        rows.append(row | {"what would change our mind": about["change"]})
+    return pd.DataFrame(rows)
