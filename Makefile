@@ -54,7 +54,7 @@ SMALL = PROFILE=small $(call given,OUT TEXT)
 evidence: .venv/made ## all that the plan's verdicts rest on: seven hours or more, resumed; then held against what is published
 	@$(GRAPH) book $(SMALL) ONLY=04_merge_eval,06_inference; $(GRAPH) sweep $(SMALL) NAME='$(SWEEPS)'; \
 	    $(GRAPH) book $(SMALL) ONLY=07_evidence && \
-	    .venv/bin/python -m tdbook published compare "$${TYPED_OUT:-outputs/small}"
+	    .venv/bin/python -m bench.published compare "$${TYPED_OUT:-outputs/small}"
 
 status: .venv/made ## what goes on in a run folder, and what is damaged; FULL=1 reads every file
 	@exec .venv/bin/python -m tdbook status $(call given,PROFILE OUT TEXT SET FULL)

@@ -11,7 +11,7 @@ from tdbook.runs import heartbeat, machine, ownership, parameters
 from tdbook.workflow import execute, graph, plan, scheduler, status
 
 # their words are never NAME=value
-PLACES = ("page", "report", "compare", "clean-cache", "publish", "zip", "published")
+PLACES = ("page", "report", "compare", "clean-cache", "publish", "zip")
 
 
 def main(arguments: list[str]) -> int:
@@ -63,8 +63,7 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
 
 def _show(command: str, words: list[str]) -> int | None:
     """The commands that make pages, or take them to others."""
-    from tdbook.report import published  # slow to import
-    from tdbook.workflow import run_pages
+    from tdbook.workflow import run_pages  # slow to import
 
     match command, words:
         case "page", [out, run, notebook, papermill]:
@@ -78,13 +77,6 @@ def _show(command: str, words: list[str]) -> int | None:
             run_pages.publish(parameters.ROOT / out, *name)
         case "zip", [out]:
             run_pages.pack(parameters.ROOT / out)
-        case "published", ["readme"]:
-            print("README has what is published" if published.readme() else "README: table written")
-        case "published", ["compare", out]:
-            lines = published.compare(parameters.ROOT / out, published.EVIDENCE)
-            agrees = f"{out} agrees with {published.EVIDENCE.relative_to(parameters.ROOT)}"
-            print("\n".join(lines) or agrees)
-            return int(bool(lines))
         case _:
             print(f"{' '.join([command, *words])} is no command of the book: see `make help`")
             return 2

@@ -130,14 +130,6 @@ def weighted(tokens: Tokens, path: Path) -> Tokens:
     return replace(tokens, train=replace(tokens.train, weights=weights))
 
 
-def byte_each(path: Path, count: int) -> np.memmap:
-    """A file with a byte for each of so many tokens."""
-    if (size := path.stat().st_size) != count:
-        fault = f"{path} has {size:,} bytes, it must have one for each of the {count:,} tokens"
-        raise ValueError(f"{fault}: make it again")
-    return np.memmap(path, "u1", "r")
-
-
 class Targets:
     """A teacher that reads every batch beside the student, a model or anything with .hidden and
     .head; without one the text alone, which suffices at ce_weight 1."""

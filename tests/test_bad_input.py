@@ -177,7 +177,7 @@ def test_rows_that_pad_an_embedding_are_cut_and_told(good, tmp_path):
     p |= {"teacher": str(tmp_path / "teacher")}
     model = teacher.load(tmp_path / "teacher")
     rows = model.head[:500].clone()
-    said = prepare(p, tmp_path / "out", model)
+    said = prepare(p, tmp_path / "out", model)["cut"]
     assert "512 rows for 500 pieces: the last 12 are of no piece, which no text ever" in said
     assert torch.equal(model.head, rows)
     assert token_files.open_tokens(tmp_path / "out").vocab_size == model.config.vocab_size == 500

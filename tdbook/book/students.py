@@ -21,6 +21,7 @@ from torch.nn.utils.parametrize import cached
 from tdbook.book import common
 from tdbook.corpus import text, token_files
 from tdbook.corpus.prepare import prepare
+from tdbook.report import words
 from tdbook.runs import hooks, parameters, sweeps
 from tdbook.runs.machine import peak_memory_mib
 from tdbook.runs.running import Run
@@ -32,9 +33,10 @@ SUBSET = 64  # validation windows looked at during training
 
 
 def text_into_tokens(this: Run, teacher: Llama | None) -> tuple[str, str]:
-    """`prepare`'s summary, and what the finding must say of text that is missing."""
-    account = text.Account()
-    summary = this.once("text", prepare, this.parameters, this.path("tokens"), teacher, account)
+    """What was prepared, in words, and what the finding must say of text that is missing."""
+    account, p = text.Account(), this.parameters
+    made = partial(prepare, p, this.path("tokens"), teacher, account)
+    summary = this.once("text", lambda: words.say("text", p=p, account=account, **made()))
     more = {"told": account.notes(), "missing": account.missing()}
     return summary, this.once("account", lambda: vars(account) | more)["missing"]
 

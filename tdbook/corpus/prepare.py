@@ -13,9 +13,9 @@ from tdlib.model import Llama
 from tdlib.teacher import keep_rows
 
 
-def prepare(p: dict, folder: Path, teacher: Llama | None = None, account=None) -> str:
+def prepare(p: dict, folder: Path, teacher: Llama | None = None, account=None) -> dict:
     """Tokens in `folder` by 00's parameters `p`, for the vocabulary of a teacher, if one is given;
-    `account` counts what was read. Returns a summary."""
+    `account` counts what was read. Returns what `text` in words.yaml says of them."""
     if teacher and teacher.config.context < p["context"]:
         fault = f"the context of {p['teacher']} is {teacher.config.context:,}, the windows' is"
         raise ValueError(f"{fault} {p['context']:,}: give a shorter context")
@@ -29,19 +29,14 @@ def prepare(p: dict, folder: Path, teacher: Llama | None = None, account=None) -
         how = dict(tokenizer=given, context=p["context"], every_id=p["check_every_id"] or bool(cut))
         how["vocab_size"] = teacher.config.vocab_size if teacher else 0
         token_files.link_tokens(found.folder, folder, **how)
-        said = f"Token files used as they are: `{p['tokens']}`, nothing copied.{cut}"
+        made = {"cut": cut}
     else:
-        said = _write(p, folder, given, teacher, account or text.Account())
+        made = _write(p, folder, given, teacher, account or text.Account())
     tokens = token_files.open_tokens(folder)
-    train, val = (f"{len(w.ids):,} tokens, {len(w):,} windows" for w in (tokens.train, tokens.val))
-    words = tokens.tokenizer
-    said += f" Training: {train}; validation: {val}; windows of {tokens.context}. {words.kind}, "
-    said += f"{words.size:,} pieces, a vocabulary of {tokens.vocab_size:,}; "
-    sizes = (f"{tokens.bytes_per_token(unit=u):.2f} {u}" for u in ("bytes", "characters"))
-    return f"{said}{' and '.join(sizes)} a token.{token_files.loss(tokens.meta)}"
+    return made | {"tokens": tokens, "loss": token_files.loss(tokens.meta)}
 
 
-def _write(p: dict, folder: Path, given: Tokenizer | None, teacher, account: text.Account) -> str:
+def _write(p: dict, folder: Path, given: Tokenizer | None, teacher, account: text.Account) -> dict:
     """Tokens of a text, which is read, or written where none is given."""
     cut = cut_spare_rows(teacher, given.size, p["teacher"]) if given else ""
     written = [] if p["text"] else writer.write(p["text_characters"], p["text_seed"])
@@ -65,14 +60,10 @@ def _write(p: dict, folder: Path, given: Tokenizer | None, teacher, account: tex
         pieces = given or tokenizer_files.train(lines, p["vocab_size"], Path(place, "model"))
         size = teacher.config.vocab_size if teacher else 0
         token_files.write_tokens(folder, splits, pieces, p["context"], size)
-    sources = sorted({document.source for document in documents})
-    said = f"{account} " if p["text"] else ""
-    said += f"{len(documents):,} documents (long works cut into sections) from {len(sources)} "
-    said += f"sources: {', '.join(sources[:12])}. Groups of near-duplicates: "
-    said += f"{len(np.unique(groups_N)):,}.{cut}"
-    left_out = int((like_N & ~held_N).sum())
-    aside = f" Put aside to judge by: {judging.sum():,} whole works of {', '.join(held_out)}; "
-    return said + f"{aside}{left_out:,} documents like them are left out." * bool(held_out)
+    made = {"documents": len(documents), "groups": len(np.unique(groups_N)), "cut": cut}
+    made |= {"sources": sorted({document.source for document in documents})}
+    made |= {"held_out": [*held_out], "works": judging.sum(), "left_out": (like_N & ~held_N).sum()}
+    return made
 
 
 def _mixture(documents: list[text.Document], p: dict) -> tuple[list, dict[str, float]]:

@@ -68,11 +68,6 @@ class Account:
         missing = f" Missing of the text given: {unread:,} files not read ({share:.2%})."
         return missing if self.there and share > 0.001 else ""
 
-    def __str__(self) -> str:
-        read = f"Read: {self.files:,} files, {self.documents:,} documents, "
-        read += f"{self.characters:,} of {self.there:,} characters"
-        return "; ".join([read, *self.notes()]) + "."
-
 
 def read(paths: list[str | Path], account: Account | None = None) -> list[Document]:
     """Documents of files, and of folders with what these link to, of KINDS, each also packed. Only

@@ -22,7 +22,7 @@ import numpy as np
 
 from tdbook.corpus import tokenizer_files
 from tdbook.corpus.tokenizer import Tokenizer, read_json
-from tdlib.data import EOS, IGNORE, UNK, Tokens, Windows, byte_each
+from tdlib.data import EOS, IGNORE, UNK, Tokens, Windows
 from tdlib.files import whole_folder
 
 FULL_LOOK = 2**30  # bytes of a file of which every id is looked at when it is linked
@@ -78,16 +78,16 @@ def _open_split(path: Path, meta: dict, context: int) -> Windows:
     dtype = {"uint32": "<u4", "uint16": "<u2"}.get(str(meta["dtype"]))
     if dtype is None:
         raise ValueError(f"{path}: dtype {meta['dtype']!r} in meta.json must be uint16 or uint32")
-    size, width = path.stat().st_size, int(dtype[-1])
-    stored = meta.get(f"{path.stem}_tokens", -(-size // width))
-    if size != stored * width:
-        fault = f"{path} has {size:,} bytes, by meta.json {stored:,} tokens of {width}"
-        raise ValueError(f"{fault}: the file was cut short or its dtype is another; copy it again")
+    mask, width = path.with_suffix(".mask.bin"), int(dtype[-1])
+    stored = meta.get(f"{path.stem}_tokens", -(-path.stat().st_size // width))
+    for file, each in [(path, width), *[(mask, 1)] * mask.is_file()]:
+        if (size := file.stat().st_size) != stored * each:
+            fault = f"{file} has {size:,} bytes, by meta.json {stored:,} tokens of {each}: the file"
+            raise ValueError(f"{fault} was cut short or its dtype is another; copy it again")
     context = context or meta["block_size"]
     _check_count(f"{path} has", stored, context)
     look(path, dtype, meta)
-    mask = path.with_suffix(".mask.bin")
-    mask_S = byte_each(mask, stored) if mask.is_file() else None
+    mask_S = np.memmap(mask, "u1", "r") if mask.is_file() else None
     return Windows(np.memmap(path, dtype, "r"), context, mask_S)
 
 

@@ -4,7 +4,7 @@ option is understood, or refused by name; upstream's is in morfessor."""
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from tdbook.corpus import morfessor
 from tdbook.corpus.tokenizer import BYTE, HIDDEN, KEYS, Tokenizer, by_id, read_json, refuse_unknown
 from tdlib.files import mark, own, refused, write_whole
 
-LONGEST = 10**6  # bytes of a line that SentencePiece's trainer reads; it leaves longer ones out
 EOS_NAMES, CONFIGS, NAMED, FLAGS = (tuple(names.split()) for names in KEYS["names"].values())
 
 # GPT-2's alphabet: a byte that prints stands for itself, the others for characters from 256 on.
@@ -194,9 +193,9 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
     """SentencePiece BPE with byte fallback, no normalisation: the kind llama.cpp repeats."""
     own(path)
     model, trainer = io.BytesIO(), sentencepiece.SentencePieceTrainer
-    options = KEYS["train"] | {"vocab_size": vocab_size, "max_sentence_length": LONGEST}
+    options = KEYS["train"] | {"vocab_size": vocab_size}
     try:
-        trainer.train(sentence_iterator=_cut(lines), model_writer=model, **options)
+        trainer.train(sentence_iterator=iter(lines), model_writer=model, **options)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].rpartition("] ")[2].strip() or "it is empty"
         remedy = "raise it" if "smaller" in reason else "lower it, or give more text"
@@ -205,14 +204,3 @@ def train(lines: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
     write_whole(path, model.getvalue())
     mark(path.parent, path.name)
     return _sentencepiece(path)
-
-
-def _cut(lines: Iterable[str]) -> Iterator[str]:
-    """The lines, but word by word where one is too long for the trainer."""
-    most = LONGEST // 4  # a character has at most 4 bytes
-    for line in lines:
-        if len(line.encode()) <= LONGEST:
-            yield line
-        else:
-            for word in line.split(" "):
-                yield from (word[i : i + most] for i in range(0, len(word), most))

@@ -28,9 +28,8 @@ def chat(pairs: dict[str, str]) -> None:
     """MODEL= [SEGMENTER=] of the command line. Until Ctrl-D, or the end of what is piped in."""
     path, seed, talk = shipping.find(pairs.get("MODEL", "")), 0, []
     model, tokenizer = opened(path, pairs.get("SEGMENTER", ""))
-    hint = (
-        HINT + SEGMENT * (tokenizer.kind == "Morfessor") if tokenizer and tokenizer.joined else ""
-    )
+    joined = tokenizer.kind if tokenizer and tokenizer.joined else ""
+    hint = HINT * bool(joined) + SEGMENT * (joined == "Morfessor")
     print(f"{path}\n{IN_TURNS if model.turns else HOW}{hint}")
     while True:
         try:

@@ -1,5 +1,5 @@
 // Fills the page that compares runs (compare.html.j2): filters, sorts, draws and diffs the rows that
-// compare.py embedded. Names and values come from records: they are only ever set as text.
+// run_pages.records gave. Names and values come from records: they are only ever set as text.
 
 const {folders, plan, labels} = JSON.parse(document.querySelector("#data").textContent);
 const COLOURS = ["#1b5e8c", "#c8371b", "#1e6b3a", "#7a2f6b", "#8a6d00", "#0f7d86", "#1f2023", "#9c5a1e"];

@@ -150,9 +150,3 @@ def quantization(by_model: dict, repeated: dict, speeds: dict, bandwidth: float)
             plan = span(*of_plan(model, "megabytes"), 0) if row["format"] == "Q4_0" else "–"
             rows.append(each | cells | {"model": model, "bytes": row["bytes"], "plan": plan})
     return written("quantization", rows)
-
-
-def files(shipped: dict[str, list[dict]]) -> pd.DataFrame:
-    """Model → rows of export.ship, of which those of files."""
-    pairs = ((name, row) for name, rows in shipped.items() for row in rows if row["file"])
-    return written("files", [{"model": name} | row for name, row in pairs])

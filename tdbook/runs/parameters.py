@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import jinja2
 import yaml
 
 from tdbook.runs.notebooks import TEACHER, notebook_of
@@ -29,7 +30,6 @@ from tdlib.shapes import SHAPES, LlamaConfig, sized
 ROOT = Path(os.environ.get("TDLIB_ROOT", Path(__file__).parents[2])).resolve()
 GIVEN = ("text", "tokens", "tokenizer", "teacher")  # 00's, with words of their own, as have:
 WORDS = {"run": "ONLY", "profile": "PROFILE", "out": "OUT", "redo": "REDO"}
-LARGE_SCALE = 8  # a lora_scale above it is most likely PEFT's lora_alpha
 _TEXT = Path(__file__).with_name("parameters.yaml").read_text("utf8")
 _TEXT = _TEXT.replace("(SHAPES)", f"({'|'.join(SHAPES)})").replace("SHAPES", " ".join(SHAPES))
 TABLE = yaml.safe_load(_TEXT)
@@ -224,31 +224,19 @@ def _convert(rule: dict, given: object) -> object:
 
 def _wrong_together(values: dict) -> Iterator[str]:
     """Values that each may be, and not so."""
-    scale, rank = values.get("lora_scale"), values.get("rank")
-    part, _, folds = values.get("left_out", "").partition("/")
-    if scale and scale > LARGE_SCALE and not values.get("allow_large_scale"):
-        fault = f"lora_scale = {scale:g} at rank {rank} is PEFT's lora_alpha {scale * rank:g}"
-        fault += f"; above {LARGE_SCALE} it is most likely that itself"
-        yield f"{fault}: write lora_scale: {scale / rank:g}, or allow_large_scale: true"
-    trains, rounding = values.get("trains"), values.get("rounding")
-    if trains == "adapter" and rounding:
-        yield f"trains = adapter and rounding = {rounding}: an adapter is in no file, train weights"
-    if trains == "scales" and not rounding:
-        yield "trains = scales are those of rounded matrices: write rounding: q4_0"
-    lengths, limit = tokens_of(values.get("cooldowns", "")), values.get("token_limit")
-    plain = values.get("schedule") == "wsd" and not values["four_bit_share"]
-    if lengths and not (plain and limit and max(lengths.values()) < limit):
-        fault = f"cooldowns = {values['cooldowns']} need schedule: wsd, four_bit_share: 0 and a"
-        yield f"{fault} longer token_limit, which is {limit:,}: correct them, or take them away"
-    if values.get("averaged_share") and values["four_bit_share"]:
-        yield "of averaged_share and four_bit_share one must be 0: a mean is not rounded"
+    lengths = tokens_of(values.get("cooldowns", "")).values()
+    yield from _broken("any", values, longest=max(lengths, default=0))
     for name in (n for n in values if n.endswith("shape")):
         try:
             LlamaConfig(vocab_size=1, **sized(values[name]))
         except ValueError as error:
             yield f"{name} = {values[name]}: {error}"
-    if part and not 1 < int(folds) >= int(part):
-        yield f'left_out = {part}/{folds} is no fold: for example left_out: "1/10"'
+
+
+def _broken(rules: str, values: dict, **more: object) -> list[str]:
+    """A line for each of parameters.yaml's rules of several values that these break."""
+    template = jinja2.Template(TABLE["together"][rules], trim_blocks=True)
+    return template.render(values, repr=repr, **more).splitlines()
 
 
 def tokens_of(cooldowns: str) -> dict[str, int]:
@@ -271,16 +259,8 @@ def _wrong_paths(notebook: str, values: dict) -> Iterator[str]:
     if values.get("wandb") and importlib.util.find_spec("wandb") is None:
         fault = f"wandb = {values['wandb']!r} needs the package wandb, which is not installed"
         yield f'{fault}: {sys.executable} -m pip install wandb, or give "" for none'
-    text, tokens, teacher = (values.get(name) for name in ("text", "tokens", "teacher"))
-    if notebook != TEACHER or not good:
-        pass
-    elif text and tokens:
-        yield f"text = {text!r} and tokens = {tokens!r}: give one of the two"
-    elif not text and not tokens and values.get("text_characters") == 0:
-        yield "no text: give TEXT=path, or TOKENS=folder and TEACHER=file (or text_characters)"
-    elif teacher and not tokens and not values["tokenizer"]:
-        fault = f"teacher = {teacher!r} reads only its own tokenizer's tokens"
-        yield f"{fault}: give tokens, or text and tokenizer"
+    if notebook == TEACHER and good:
+        yield from _broken("given", values)
     out = ROOT / values["out"]
     there = next(p for p in (out, *out.parents) if os.path.lexists(p))  # it makes what is below
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):

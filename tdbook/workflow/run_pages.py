@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import time
+from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -20,7 +21,6 @@ import nbformat
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
-from tdbook.report import compare as compared
 from tdbook.report import pages
 from tdbook.runs import hashes, heartbeat, notebooks, ownership, parameters, sweeps, units
 from tdbook.runs.parameters import ParameterError
@@ -32,6 +32,9 @@ SHOWN_BESIDE_WIDGET = {"text/html", "image/svg+xml", "image/png"}
 # as a table shows it: "[" of an interval, sign, digits, then a unit, an interval or a ± part
 NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±\[(,–].*)?$"
 COLUMNS = 5  # of a table that a page shows at first; a switch shows all
+# records of runs, of a sweep's points, and of those as `publish` copies them
+RECORDS = ("results/*.json", "sweeps/*/*/results/*.json", "results/sweeps/*/*/*.json")
+COMPARED = ("run", "notebook", "parameters", "models")  # of a record
 KINDS, SHOWN = ("tables", "figures"), (".csv", ".md", ".svg", ".png")
 # of a record, shown as it is
 OPEN = """run notebook profile changed seed commit dirty code versions device reads started seconds
@@ -109,11 +112,28 @@ def compare(outs: list[Path], name: str = "") -> Path:
     path = outs[0] / f"{'-'.join(['compare', *(out.name for out in outs[1:])])}.html"
     if outs[1:]:
         files.own(path)
-    folders = {name or parameters.shown(out): [*compared.records(out)] for out in outs}
-    _write(path, "compare.html.j2", folders=folders, compared=compared, parameters=parameters)
+    folders = {name or parameters.shown(out): [*records(out)] for out in outs}
+    _write(path, "compare.html.j2", folders=folders, parameters=parameters)
     if outs[1:]:
         files.mark(outs[0], path.name)
     return path
+
+
+def records(out: Path) -> Iterator[dict]:
+    """What compare.js reads of each finished run and point; `place`: [] or the sweep and the point.
+    Of records alone: those of a published folder hold no text and no path, so its page has none."""
+    for path in (path for place in RECORDS for path in sorted(out.glob(place))):
+        record = files.whole(path, *COMPARED)
+        if record and not path.is_symlink():  # as what a point reads of its parent
+            place = [x for x in path.relative_to(out).parts[:-1] if x not in ("sweeps", "results")]
+            kept = {key: record.get(key) for key in (*COMPARED, "seconds", "tokens_per_second")}
+            curves, logs = {}, record.get("remembered", {})
+            for model in record["models"]:
+                pairs = (
+                    (x["tokens"], x.get("val/loss")) for x in logs.get(f"log of {model}") or ()
+                )
+                curves[model] = [pair for pair in pairs if pair[1] is not None]
+            yield kept | {"place": place, "curves": curves}
 
 
 def _frame(out: Path, run: str, body: Markup) -> None:

@@ -91,8 +91,8 @@ def test_a_folder_gives_its_texts_in_order_and_the_account_names_what_it_leaves(
     assert documents == [Document((A,), "a.v2"), Document((B,), "1/b"), Document((C,), "2/b")]
     size = account.characters
     assert size == len(A + B + C) and account.there == size + len((A * 4).encode()) // 3
-    assert f"3 files, 3 documents, {size} of {account.there} characters; 3 files" in str(account)
-    assert "1 files with 66.7% of the rows empty (b.jsonl.gz)" in str(account)
+    assert (account.files, account.documents) == (3, 3)
+    assert "1 files with 66.7% of the rows empty (b.jsonl.gz)" in account.notes()
     half = text.Account()
     lines_of(put(tmp_path / "half", {"a.txt": A + "\ufffd"}), half)
     assert half.told == {text.DAMAGED: ["a.txt"]}
@@ -252,7 +252,7 @@ def test_memory_of_a_work_flatters_what_is_judged_on_sections_and_not_on_whole_w
         put(tmp_path / "given", {f"{source}.txt": "\n\n".join(works)})
     p = parameters.declared("00_teacher") | {"text": str(tmp_path / "given"), "context": 16}
     p |= dict(section_characters=1000, vocab_size=700, held_out="tales:0.3 verse", val_share=0.2)
-    summary = prepare.prepare(p, tmp_path / "tokens")
+    made = prepare.prepare(p, tmp_path / "tokens")
     tokens = token_files.open_tokens(tmp_path / "tokens")
     seen = {}
     for split in ("train", "val", "works"):
@@ -263,7 +263,7 @@ def test_memory_of_a_work_flatters_what_is_judged_on_sections_and_not_on_whole_w
     assert seen["works"] > {*own[450:]}  # a whole source, and some tales
     count = 15 + round(len(seen["works"] - {*own[450:]}) / 30)
     assert len(token_files.origins(tokens, "works")[1]) == count  # each is one document
-    assert f"{count} whole works of tales, verse; 4 documents like them are left out" in summary
+    assert (made["works"], made["held_out"], made["left_out"]) == (count, ["tales", "verse"], 4)
     with refused("poems", "tales", "verse"):
         prepare.prepare(p | {"held_out": "poems"}, tmp_path / "none")
     prepare.prepare(p | {"source_limit": 20_000, "held_out": ""}, tmp_path / "limited")

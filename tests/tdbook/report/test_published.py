@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tdbook.__main__ import main
-from tdbook.report import published
+from bench import published
 from tdbook.runs import parameters
 
 PLACE = Path(__file__).with_name("evidence")  # tables of 07, and what README says of them
@@ -36,14 +35,14 @@ def readme(tmp_path, monkeypatch) -> Path:
 
 def test_a_row_a_claim_is_written_between_the_marks_and_a_second_time_nothing(readme, capsys):
     assert not published.readme(check=True) and readme.read_text("utf-8") == OLD
-    assert main(["published", "readme"]) == 0
+    assert published.main(["readme"]) == 0
     assert readme.read_text("utf-8") == OLD.replace("| old |", WANTED)
     written = readme.stat().st_mtime_ns
-    assert published.readme(check=True) and main(["published", "readme"]) == 0
+    assert published.readme(check=True) and published.main(["readme"]) == 0
     assert readme.stat().st_mtime_ns == written
     assert capsys.readouterr().out.splitlines()[-1] == "README has what is published"
     readme.write_text("# Name\n")
-    assert main(["published", "readme"]) == 1
+    assert published.main(["readme"]) == 1
     line = capsys.readouterr().out
     assert "README.md" in line and published.BEGIN in line and line.count("\n") == 1
 
@@ -64,18 +63,18 @@ def test_what_does_not_agree_or_is_not_there_is_named_with_both_numbers(readme, 
     other = "".join(rows[:3]) + rows[3].replace("0.0625,,0.03125,0.09375", "-0.5,,-0.6,-0.4")
     verdicts = CLAIMS.replace("fails as stated (right", "holds (right")
     tables(readme.parent / "outputs/small", effects=other, claims=verdicts)
-    assert main(["published", "compare", "outputs/small"]) == 1
+    assert published.main(["compare", "outputs/small"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "120m − 80m (size_120m) is -0.5000 here, published +0.0625 [+0.0312, +0.0938]",
         "recipe − adapter (recipe) is published and not here",
         "distilled: 'holds' here, 'fails as stated' published",
     ]
-    assert main(["published", "compare", "outputs/published/evidence"]) == 0
+    assert published.main(["compare", "outputs/published/evidence"]) == 0
     assert "agrees with outputs/published/evidence" in capsys.readouterr().out
     (published.EVIDENCE / TABLE.format("claims")).unlink()
-    assert main(["published", "compare", "outputs/published/evidence"]) == 1
+    assert published.main(["compare", "outputs/published/evidence"]) == 1
     assert "is not there: `make evidence`, then `make publish`" in capsys.readouterr().out
-    assert main(["published", "what"]) == 2
+    assert published.main(["what"]) == 2
 
 
 def test_readme_says_what_is_published():

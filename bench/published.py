@@ -1,9 +1,13 @@
-"""What is published of the evidence: README's table, and a second run held against the first.
+"""What this repository publishes of its evidence: README's table, and a second run held against it.
+
+    python -m bench.published readme                   write the table
+    python -m bench.published compare outputs/small    what does not agree; `make evidence` ends so
 
 All numbers come from the tables of notebook 07, as `make publish` copied them.
 """
 
 import math
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +18,7 @@ from tdbook.runs import notebooks, parameters
 from tdlib.files import write_whole as write
 
 EVIDENCE = parameters.ROOT / "outputs/published/evidence"
-BEGIN = "<!-- evidence: made by python -m tdbook published readme -->"
+BEGIN = "<!-- evidence: made by python -m bench.published readme -->"
 END = "<!-- /evidence -->"
 
 
@@ -71,3 +75,25 @@ def _holds(effect: pd.Series, value: float) -> bool:
     """Whether a value lies in an effect's interval; one that is not known is its value alone."""
     known = [end for end in effect[["value", "low", "high"]] if not math.isnan(end)]
     return min(known) <= value <= max(known)
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        match arguments:
+            case ["readme"]:
+                print("README has what is published" if readme() else "README: table written")
+                return 0
+            case ["compare", out]:
+                lines = compare(parameters.ROOT / out, EVIDENCE)
+                agrees = f"{out} agrees with {EVIDENCE.relative_to(parameters.ROOT)}"
+                print("\n".join(lines) or agrees)
+                return int(bool(lines))
+    except (ValueError, OSError) as error:
+        print(error)
+        return 1
+    print(__doc__)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
