@@ -145,10 +145,11 @@ clean: ## remove the environment and all caches; outputs/ stays
 	    { echo "npm could not fetch @wllama/wllama (above, why): with a network, or npm's registry, again"; exit 1; }
 	@touch $@
 
-# What the tests need from Debian: a browser that can show Telugu, and a compiler.
+# What the tests need from Debian: a browser that can show Telugu, and a compiler; and from npm.
 .PHONY: browser
 browser:
 	@command -v chromium >/dev/null && command -v g++ >/dev/null || \
 	    { test -n '$(APT)' && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -y -qq --no-install-recommends chromium fonts-lohit-telu g++; } \
 	    >/dev/null 2>&1 || echo "no chromium or g++ here: apt-get install chromium fonts-lohit-telu g++"
+	@$(MAKE) -s .wllama/made || true  # without it the tests of the page that holds a model are skipped

@@ -54,7 +54,7 @@ async function begin({run, context, ...model}, text, temperature) {
 
 async function goOn(model, text, temperature, most) {
   const [typed, written] = model.box.querySelectorAll(".text span"), ids = [], pieces = [];
-  [typed.textContent, written.textContent] = [text, ""];
+  [typed.textContent, written.textContent, written.dataset.ids] = [text, "", ""];
   show(model, "reads …");
   const room = Math.min(most, await begin(model, text, temperature)), began = performance.now();
   model.temperature = temperature;
