@@ -25,7 +25,7 @@ $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN))= is not known: give one of $(sor
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book sweep evidence status test bench gpu-code stress lab plan doctor report
-.PHONY: compare publish zip export chat clean clean-cache
+.PHONY: compare publish zip export chat page clean clean-cache
 
 help:    ## this list
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1	/p' Makefile | expand -t 20
@@ -102,12 +102,15 @@ export: .venv/made ## MODEL=folder as GGUF files, run in llama.cpp, to ship: exp
 chat: .venv/made ## go on with what you type, or answer in turns: MODEL=folder or a .gguf file
 	@exec .venv/bin/python -m tdbook chat $(call given,MODEL SEGMENTER)
 
+page: .venv/made .wllama/made ## one HTML file with MODEL="one [other]" inside: type in any browser, offline, on a phone
+	@exec .venv/bin/python -m tdbook page $(call given,MODEL OUT)
+
 clean-cache: .venv/made ## remove the kept targets of the teacher of a run folder (OUT=, or that of PROFILE)
 	@exec .venv/bin/python -m tdbook clean-cache $(FOLDER)
 
 clean: ## remove the environment and all caches; outputs/ stays
 	@test ! -e .venv/made || rm -rf .venv  # not one that somebody made otherwise
-	rm -rf .snakemake .pytest_cache .ruff_cache *.egg-info
+	rm -rf .snakemake .wllama .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A CUDA torch of the calling Python is kept and used; elsewhere the CPU build of 2.13.0 comes first,
@@ -133,10 +136,20 @@ clean: ## remove the environment and all caches; outputs/ stays
 	@$(COMPILE)
 	@touch $@
 
-# What the tests need from Debian: a browser that can show Telugu, and a compiler.
+# llama.cpp for browsers, which `make page` puts into its pages: npm checks its hash, and runs nothing.
+.wllama/made: tdbook/report/wllama/package-lock.json
+	@command -v npm >/dev/null || \
+	    { echo "no npm here, which fetches llama.cpp for browsers: get Node.js (nodejs.org, or apt-get install npm), then again"; exit 1; }
+	@mkdir -p .wllama && cp tdbook/report/wllama/*.json .wllama/
+	@cd .wllama && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error --fetch-retries=1 >/dev/null || \
+	    { echo "npm could not fetch @wllama/wllama (above, why): with a network, or npm's registry, again"; exit 1; }
+	@touch $@
+
+# What the tests need from Debian: a browser that can show Telugu, and a compiler; and from npm.
 .PHONY: browser
 browser:
 	@command -v chromium >/dev/null && command -v g++ >/dev/null || \
 	    { test -n '$(APT)' && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -y -qq --no-install-recommends chromium fonts-lohit-telu g++; } \
 	    >/dev/null 2>&1 || echo "no chromium or g++ here: apt-get install chromium fonts-lohit-telu g++"
+	@$(MAKE) -s .wllama/made || true  # without it the tests of the page that holds a model are skipped

@@ -57,6 +57,10 @@ def _run(command: str, words: list[str], pairs: dict[str, str]) -> int | None:
             from tdbook.export import chat  # imports torch
 
             chat.chat(pairs)
+        case "page", []:
+            from tdbook.report import try_page  # imports torch
+
+            print(try_page.write(pairs))
         case _:
             return _show(command, words)
 
