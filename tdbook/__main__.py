@@ -11,7 +11,7 @@ from tdbook.runs import heartbeat, machine, ownership, parameters
 from tdbook.workflow import execute, graph, plan, scheduler, status
 
 # their words are never NAME=value
-PLACES = ("page", "report", "compare", "clean-cache", "publish", "zip")
+PLACES = ("page-of", "report", "compare", "clean-cache", "publish", "zip")
 
 
 def main(arguments: list[str]) -> int:
@@ -70,7 +70,7 @@ def _show(command: str, words: list[str]) -> int | None:
     from tdbook.workflow import run_pages  # slow to import
 
     match command, words:
-        case "page", [out, run, notebook, papermill]:
+        case "page-of", [out, run, notebook, papermill]:
             execute.page_after(int(papermill), Path(out), run, Path(notebook))
         case "report", [out]:
             execute.pages(parameters.ROOT / out, again=True)

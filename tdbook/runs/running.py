@@ -309,7 +309,7 @@ class Run:
         words = (papermill := psutil.Process(parent)).cmdline()
         if "papermill" in " ".join(words[:3]):
             written = Path(papermill.cwd(), [w for w in words if w.endswith(".ipynb")][-1])
-            page = [sys.executable, "-m", "tdbook", "page", self.out, self.run, written, parent]
+            page = [sys.executable, "-m", "tdbook", "page-of", self.out, self.run, written, parent]
             quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
             how = dict(cwd=parameters.ROOT, start_new_session=True)
             subprocess.Popen([str(word) for word in page], **how, **quiet)
