@@ -43,6 +43,7 @@ def page(made, tmp_path_factory) -> Path:
 @pytest.fixture
 def tab(page, browser):
     tab, urls = browser.new_context(offline=True).new_page(), []
+    tab.set_default_timeout(150_000)  # a thousand tokens on a busy core
     tab.on("request", lambda request: urls.append(request.url.partition(":")[0]))
     tab.goto(page.as_uri())
     tab.locator("[name=text]").fill(TEXT)
