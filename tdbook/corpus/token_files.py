@@ -223,24 +223,34 @@ def _sizes(windows: Windows, tokenizer: Tokenizer, count: int = 256) -> dict[str
     return {unit: max(1, round(size / share)) for unit, size in sizes.items()}
 
 
-def origins(tokens: Tokens, split: str) -> tuple[np.ndarray, list[str]]:
-    """The number of the document in each window's middle, (N,), and each document's source.
-    Where documents are unknown, 16 neighbouring windows of one source stand for one."""
+def documents(tokens: Tokens, split: str) -> tuple[list[int], list[str]]:
+    """First token and source of each document. Where they are unknown, 16 neighbouring windows of
+    one source stand for one, from the middle of the first."""
     windows, named = getattr(tokens, split), sources(tokens) if split == "train" else []
-    documents = _starts(tokens.folder / "documents.tsv", COLUMNS, len(windows.ids), split)
+    known = _starts(tokens.folder / "documents.tsv", COLUMNS, len(windows.ids), split)
     path = tokens.folder / f"{split}.offsets.json"
-    documents = documents or _starts(path, COLUMNS, len(windows.ids), split)
-    middle_N = np.arange(len(windows)) * windows.context + windows.context // 2
+    known = known or _starts(path, COLUMNS, len(windows.ids), split)
     first_S = [start for start, _ in named]
-    if not documents:
+    if not known:
+        middle_N = _middles(windows)
         source_N = np.searchsorted(first_S, middle_N, side="right")
         begins_N = np.diff(source_N, prepend=source_N[0]) != 0
         begins_N[::NEIGHBOURS] = True
-        documents = [(middle, "unknown") for middle in middle_N[begins_N]]
-    start_D, source_D = map(list, zip(*documents, strict=True))
+        known = [(middle, "unknown") for middle in middle_N[begins_N]]
+    start_D, source_D = map(list, zip(*known, strict=True))
     if named:
         source_D = [named[i - 1][1] for i in np.searchsorted(first_S, start_D, side="right")]
-    return np.searchsorted(start_D, middle_N, side="right") - 1, source_D
+    return start_D, source_D
+
+
+def origins(tokens: Tokens, split: str) -> tuple[np.ndarray, list[str]]:
+    """The number of the document in each window's middle, (N,), and each document's source."""
+    start_D, source_D = documents(tokens, split)
+    return np.searchsorted(start_D, _middles(getattr(tokens, split)), side="right") - 1, source_D
+
+
+def _middles(windows: Windows) -> np.ndarray:
+    return np.arange(len(windows)) * windows.context + windows.context // 2
 
 
 def fold(tokens: Tokens, part: str) -> np.ndarray:
