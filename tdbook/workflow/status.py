@@ -70,6 +70,8 @@ def rows(out: Path, full: bool = False) -> list[dict]:
         sweep, listed = f"{out.name}/", sweeps.listed(above, out.name)
         pairs = [(point, run) for point, runs in sorted(listed["runs"].items()) for run in runs]
         places = {run if listed["notebook"] else f"{p}/{run}": (out / p, run) for p, run in pairs}
+        # what an older book made of the points, in the sweep's folder itself
+        places |= {run: (out, run) for run in traces(out) if hashes.load(out, run)}
     else:
         asked = [name for name in last["targets"] if "/" not in name] if above == out else []
         places = {run: (out, run) for run in sorted({*traces(out), *asked})}
@@ -77,6 +79,7 @@ def rows(out: Path, full: bool = False) -> list[dict]:
     found = {}
     for name, (folder, run) in places.items():
         found[f"{sweep}{name}"] = one = row(folder, run) | {"name": name}
+        one["older"] &= not sweep or folder != out  # nothing makes that again
         began = one["state"].get("heartbeat", 0) >= last["began"]
         made = began or (folder / ".done" / run).exists() or one["state"]["state"] == "running"
         if f"{sweep}{name}" in waiting and not made:
@@ -131,8 +134,9 @@ def sweeps_of(out: Path) -> dict[str, dict]:
             every, finding = rows(path.parent), ""
         except ValueError as error:
             every, finding = [], str(error)
-        counts = Counter(map(heartbeat.word, every))
-        models = ((m, one) for one in every for m in one["record"].get("models", {}).values())
+        points = [one for one in every if one["folder"] != path.parent]
+        counts = Counter(map(heartbeat.word, points))
+        models = ((m, one) for one in points for m in one["record"].get("models", {}).values())
         if losses := [(m["loss"], one["name"]) for m, one in models if "loss" in m]:
             finding = "{1} has the lowest loss, {0:.3f}.".format(*min(losses))
         found[path.parent.name] = {"rows": every, "counts": counts, "finding": finding}
