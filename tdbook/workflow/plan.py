@@ -7,6 +7,7 @@ where this machine's own speed is asked for.
 import shutil
 import textwrap
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -131,42 +132,24 @@ def plan(pairs: dict[str, str]) -> str:
     cache = of.size.context * 12 * ((2 if of.size.vocab_size <= 2**16 else 4) + 2) + 5
     content = {"wanted": wanted, "device": device, "source": source, "of": of, "reached": reached}
     content |= {"need": need, "most": most, "free": free, "cache": of.size.train * cache}
-    content["time"] = _time([work.seconds(device) for work in of.works], wanted.price)
+    content |= {"models": _models(of.works), "spans": [work.seconds(device) for work in of.works]}
+    content |= {"time": partial(_time, price=wanted.price), "units": units}
+    engine = jinja2.Environment(trim_blocks=True)
+    engine.filters["table"] = _table
     template = Path(__file__).with_name("plan.txt.j2").read_text("utf8")
-    lines = jinja2.Template(template).render(content, si=units.si).splitlines()
-    head = "\n".join(textwrap.fill(line, 80, subsequent_indent=" " * 12) for line in lines)
-    return "\n\n".join([head, _sizes(of), _runs(of.works, device, wanted.price)])
+    head, tables = engine.from_string(template).render(content).split("\n\n", 1)
+    lines = (textwrap.fill(line, 80, subsequent_indent=" " * 12) for line in head.splitlines())
+    return "\n".join([*lines, "", tables])
 
 
-def _sizes(of: Asked) -> str:
-    """A row a shape, under the shortest name that has it."""
-    models = {}
-    for path, shape in ((path, shape) for work in of.works for path, shape in work.made.items()):
+def _models(works: list[Work]) -> dict[LlamaConfig, str]:
+    """Every shape that is made, with the shortest name that has it."""
+    models: dict[LlamaConfig, str] = {}
+    for path, shape in ((path, shape) for work in works for path, shape in work.made.items()):
         if path.startswith("models/"):
             name = path.removeprefix("models/")
             models[shape] = min(models.get(shape, name), name, key=len)
-    rows, teacher = [], of.teacher
-    layers = teacher.parameters - teacher.embedding_parameters
-    for shape, name in models.items():
-        size = units.q4_0_bytes(shape) + 21 * shape.vocab_size  # about, of a GGUF: a piece takes 21
-        own = shape.parameters - shape.embedding_parameters
-        row = [name, f"{shape.parameters / 1e6:.1f} M", f"{shape.embedding_parameters / 1e6:.1f} M"]
-        row += [f"{teacher.parameters / shape.parameters:.1f} ×", f"{layers / own:.1f} ×"]
-        rows.append([*row, f"{size / 1e6:.1f} MB", "within" if size <= units.Q4_LIMIT else "ABOVE"])
-    names = ["model", "weights", "embedding", "smaller", "without it", "Q4_0 file", "33 MB"]
-    return f"SIZES, vocabulary {of.size.vocab_size:,}\n{_table(names, rows)}"
-
-
-def _runs(works: list[Work], device: workload.Device, price: float | None) -> str:
-    rows, spans = [], [work.seconds(device) for work in works]
-    for work, span in zip(works, spans, strict=True):
-        sizes = [units.si(size, "B") for size in (work.memory(device.kind), work.disk)]
-        about = [work.run, units.si(work.tokens), f"{work.flop:.2g}", *sizes]
-        rows.append([*about, *_time([span], price)])
-    disk = units.si(sum(work.disk for work in works), "B")
-    rows.append(["all", "", "", "", disk, *_time(spans, price)])
-    names = ["run", "tokens", "FLOP", "memory", "disk", "time", "cost"]
-    return f"RUNS, one after the other\n{_table(names[: len(rows[0])], rows)}"
+    return models
 
 
 def _time(spans: list[tuple[float, float]], price: float | None) -> list[str]:
@@ -175,9 +158,11 @@ def _time(spans: list[tuple[float, float]], price: float | None) -> list[str]:
     return [units.duration(low, high), *([units.money((low, high), price)] if price else [])]
 
 
-def _table(names: list[str], rows: list[list[str]]) -> str:
-    align = ["left", *["right"] * (len(names) - 1)]
-    return tabulate([names, *rows], tablefmt="plain", disable_numparse=True, colalign=align)
+def _table(text: str) -> str:
+    """Lines with | between their cells as a table, numbers to the right."""
+    rows = [line.split(" | ") for line in text.splitlines()]
+    align = ["left", *["right"] * (len(rows[0]) - 1)]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align)
 
 
 def dry(wanted: graph.Wanted) -> str:
