@@ -69,13 +69,10 @@ class Windows:
         return (rows[i : i + size] for i in range(0, len(rows), size))
 
     def stream(
-        self,
-        batches: Iterable,
-        device: str = "cpu",
-        more: Callable[[Sequence[int]], tuple[Tensor, ...]] = lambda rows_B: (),
+        self, batches: Iterable, device: str = "cpu", more: Callable = lambda rows_B: ()
     ) -> Iterator[tuple[Tensor, ...]]:
-        """`batch` of each, and `more` of it, one ahead: a thread reads the next while this one is
-        used; for CUDA it is pinned, and copied without waiting."""
+        """`batch` of each, and the tensors of `more`, one ahead: a thread reads the next while this
+        one is used; for CUDA it is pinned, and copied without waiting."""
 
         def read(rows_B: Sequence[int]) -> list[Tensor]:
             tensors = (*self.batch(rows_B), *more(rows_B))

@@ -43,21 +43,16 @@ def generate(
     ids: list[int],
     tokens: int,
     *,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
     seed: int = 0,
     stop: int | None = None,
     cached: bool = True,
+    **sampling: float,
 ) -> list[int]:
     """Up to `tokens` new ids after the prompt (empty: begins after <eos>); ends after the id
-    `stop`. Sampling says how they are chosen; draws come from a generator of their own. Not
+    `stop`. Sampling has the other parameters; draws come from a generator of their own. Not
     `cached`: every step computes the whole text again. ValueError: more than the context."""
-    sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
     new = []
-    for i in steps(model, ids, tokens, sampling, seed, cached):
+    for i in steps(model, ids, tokens, Sampling(**sampling), seed, cached):
         new.append(i)
         if i == stop:
             break

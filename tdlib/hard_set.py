@@ -152,20 +152,13 @@ def score(
     return Scores(*loss_2N)
 
 
-def select(
-    difficulty_N: np.ndarray,
-    *,
-    share: float | None = None,
-    threshold: float | None = None,
-    clip: float = 0.0,
-    left_out_N: np.ndarray | None = None,
-    easy_share: float = 0.0,
-    seed: int = 1,
-) -> HardSet:
-    """The windows at or above a threshold, or the hardest share; exactly one of the two is given.
-    The share is of all N windows but those left out (junk), which never get in. `clip` is the share
-    of the hardest that is dropped as noise (MiniPLM, 2410.17215). `easy_share` times as many
-    windows as are hard, drawn by `seed` from below the threshold, are added."""
+def select(difficulty_N: np.ndarray, left_out_N: np.ndarray | None = None, **rule) -> HardSet:
+    """The windows at or above a threshold, or the hardest share; one of the two is given, and what
+    else a Rule has. The share is of all N windows but those left out (junk), which never get in.
+    `clip` is the share of the hardest that is dropped as noise (MiniPLM, 2410.17215). `easy_share`
+    times as many windows as are hard, drawn by `seed` from below the threshold, are added."""
+    rule = Rule(**rule)
+    share, threshold, clip, easy_share = rule.share, rule.threshold, rule.clip, rule.easy_share
     if (share is None) == (threshold is None):
         raise ValueError(f"give share or threshold, one of the two: {share=}, {threshold=}")
     if not (0 <= clip < 1 and easy_share >= 0 and (share is None or 0 < share <= 1)):
@@ -185,7 +178,7 @@ def select(
     hard_K = np.flatnonzero(in_N & (difficulty_N >= threshold))
     below = np.flatnonzero(in_N & (difficulty_N < threshold))
     easy = min(round(easy_share * len(hard_K)), len(below))
-    drawn = np.random.default_rng(seed).choice(below, easy, replace=False)
+    drawn = np.random.default_rng(rule.seed).choice(below, easy, replace=False)
     windows_K = np.sort(np.concatenate([hard_K, drawn]))
     return HardSet(windows_K, float(threshold), len(windows_K) / len(difficulty_N), easy)
 

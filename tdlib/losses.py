@@ -188,9 +188,7 @@ def _in_blocks(s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight: float, t: floa
     return s_NV.to(dtype), ce_N, kl_N
 
 
-def _in_one_pass(
-    s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight: float, t: float, teacher: tuple
-):
+def _in_one_pass(s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight, t, teacher: tuple):
     """The same for a GPU, whose memory is what the core waits for: logits come and go in the type
     of the products. One compilation serves chunks of any length; the rest is known to it."""
     if len(teacher) == 2:  # how often each id was drawn, exact in 16 bits up to 2,048 draws
@@ -249,9 +247,7 @@ def _log_sum_exp(x_NV: Tensor) -> Tensor:
     return largest_N1 + (x_NV - largest_N1).exp().sum(-1, keepdim=True).log()
 
 
-def _core(
-    s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight, t, *teacher: Tensor
-) -> tuple[Tensor, Tensor]:
+def _core(s_NV: Tensor, y_N: Tensor, w_N: Tensor, ce_weight, t, *teacher) -> tuple[Tensor, Tensor]:
     """Cross-entropy and KL of each token of one chunk. Overwrites the logits by their gradient
     without its one-hot parts (target, draws), which _Head subtracts later. `teacher`: empty, its
     logits (overwritten too), or its draws and their log-probabilities; `t` is the temperature."""

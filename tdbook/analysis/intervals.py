@@ -4,13 +4,13 @@ Legend: S seeds, N windows, D documents.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special  # scipy.stats takes a second to import
 
 from tdlib import hard_set
-from tdlib.hard_set import known_mean
 
 
 class Interval(NamedTuple):
@@ -53,6 +53,19 @@ def change(one_N: np.ndarray, other_N: np.ndarray, document_N: np.ndarray) -> In
     return of_seeds(np.subtract(one_N, other_N, dtype=np.float64)[None], document_N)
 
 
+def by_part(values: Mapping, parts: Mapping, document_N: np.ndarray, base: str) -> list[dict]:
+    """Model → its values of windows, (N,), and name → which of these are a part, as a row a model:
+    of each part the mean, and as "… more" the change against the base with its interval."""
+    rows = []
+    for name, value_N in values.items():
+        row = {"model": name, "base": base}
+        for part, in_N in parts.items():
+            more = change(value_N[in_N], values[base][in_N], document_N[in_N])
+            row |= {part: hard_set.known_mean(value_N[in_N]), f"{part} more": more}
+        rows.append(row)
+    return rows
+
+
 def of_seeds(value_SN: np.ndarray, document_N: np.ndarray, size_N=None) -> Interval:
     """Mean of S seeds' values of every window ± t √(a + b): a, the variance of the seeds' means / S
     (one seed: 0, so documents alone); b, that of the windows' mean over D documents, from the sums
@@ -62,7 +75,7 @@ def of_seeds(value_SN: np.ndarray, document_N: np.ndarray, size_N=None) -> Inter
     value_SN = np.asarray(value_SN, np.float64)
     known_N = ~np.isnan(value_SN).any(0)
     mean_N, documents = value_SN[:, known_N].mean(0), np.asarray(document_N)[known_N]
-    value, s = known_mean(mean_N), len(value_SN)
+    value, s = hard_set.known_mean(mean_N), len(value_SN)
     if np.isinf(value):
         raise ValueError(f"a loss is infinite: {hard_set.BROKEN}")
     documents = np.unique(documents, return_inverse=True)[1]

@@ -84,18 +84,19 @@ def trial(this: Run, losses: Mapping, document_N: np.ndarray, **more) -> Trial:
     return Trial(losses=losses, document_N=document_N, **given)
 
 
-def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> dict[str, dict]:
-    """Per model one generated text and how much twenty of them repeat themselves."""
-    p, t, columns = this.parameters, tokens.context, {}
-    new, rows = min(p["sample_tokens"], t - 8), evaluate.fixed_rows(tokens.val, 20)
-    prompts = [tokens.val.ids[i * t :][:8].tolist() for i in rows]
+def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> list[dict]:
+    """A row a model: one generated text, and how much twenty of them repeat themselves."""
+    p, t, rows, how = this.parameters, tokens.context, [], {"temperature": 0.8}
+    new = min(p["sample_tokens"], t - 8)
+    prompts = [tokens.val.ids[i * t :][:8].tolist() for i in evaluate.fixed_rows(tokens.val, 20)]
     for name in names:
         net = Decoder(Llama.load(this.path("models", name), this.device))
         seeded = enumerate(prompts, start=p["seed"])
-        texts = [generate.generate(net, x, new, temperature=0.8, seed=seed) for seed, x in seeded]
+        texts = [generate.generate(net, x, new, seed=seed, **how) for seed, x in seeded]
         first = tokens.tokenizer.decode(prompts[0] + texts[0])
-        columns[name] = {"text": first} | inference.repetition(texts)
-    return columns
+        row = {"model": name, "text": first.replace("\n", " ¶ ")}  # a row of Markdown is one line
+        rows.append(row | how | inference.repetition(texts))
+    return rows
 
 
 def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list[str]) -> tuple:

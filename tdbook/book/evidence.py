@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from tdbook.analysis import features, intervals, verdict
-from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import FAILS, HOLDS, ROWS, TOPICS, UNDECIDED, Effect, Trial, Verdict
 from tdbook.book import common, comparison
 from tdbook.corpus import token_files
@@ -109,7 +108,7 @@ def judged(this: Run, tokens: data.Tokens, t: Trial) -> list[Verdict]:
     return verdicts
 
 
-def maturity(t: Trial) -> tuple[pd.DataFrame, dict[str, dict[str, Interval]]]:
+def maturity(t: Trial) -> tuple[pd.DataFrame, dict[str, dict[str, intervals.Interval]]]:
     """What each way to go on wins back, of the base's loss and of the gap to the largest student of
     as many tokens, for bases that are ends of one training: a table, and the shares in percent."""
     base, rows, shares, length = t.models[t.base], [], {}, {*checkpoint.LENGTH}
@@ -122,7 +121,7 @@ def maturity(t: Trial) -> tuple[pd.DataFrame, dict[str, dict[str, Interval]]]:
             share = at.effect(["its base", way, "student-120m"])
             row = {"base": tokens, "way": way.removeprefix("best ")}
             row["loss − the base's"] = f"{gain.interval}" if gain.seeds else "not run"
-            percent = Interval(*(100 * x for x in share.interval))
+            percent = intervals.Interval(*(100 * x for x in share.interval))
             row["share of the gap, %"] = f"{percent:.1f}" if share.seeds else "not run"
             rows.append(row | {"seeds": f"{gain.seeds}; {share.seeds}"})
             if share.seeds:
@@ -130,7 +129,7 @@ def maturity(t: Trial) -> tuple[pd.DataFrame, dict[str, dict[str, Interval]]]:
     return pd.DataFrame(rows), shares
 
 
-def centre(this: Run, shares: dict[str, dict[str, Interval]]) -> str:
+def centre(this: Run, shares: dict[str, dict[str, intervals.Interval]]) -> str:
     """The plan's centre in one sentence, and its figure."""
     if shares:
         figure = plots.maturity(shares, "What wins back how much of the gap from 50M to 120M?")

@@ -187,9 +187,7 @@ def _json(tokenizer: Tokenizer) -> list[dict]:
     return [dict(model="llama", pieces=pieces, scores=scores, space=True)]
 
 
-def to_gguf(
-    folder: str | Path, path: str | Path, quantization: str, importance: Importance = None
-) -> None:
+def to_gguf(folder: str | Path, path: str | Path, quantization: str, importance=None) -> None:
     """One GGUF file of a Llama folder (ours or Hugging Face's), whole or not at all, one tensor in
     memory at a time. A matrix that is Q4_0 already (tdlib.quantize) is written as it is. Warns
     first where the file will take ids alone, and puts run_gguf.py beside it."""

@@ -24,7 +24,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from tdbook.analysis import intervals
-from tdbook.analysis.intervals import Interval
 from tdbook.analysis.verdict import Effect
 from tdbook.runs.units import minus
 
@@ -107,9 +106,7 @@ def single(title: str, x: str, y: str) -> Axes:
     return ax
 
 
-def learning_curves(
-    logs: Mapping[str, Sequence[Mapping]], baseline: Mapping | None = None
-) -> Figure:
+def learning_curves(logs: Mapping[str, Sequence[Mapping]], baseline: dict | None = None) -> Figure:
     """Validation loss over training tokens, {name: rows of its log}; baselines are levels."""
     ends = {name: log[-1]["val/loss"] for name, log in logs.items()}
     best, levels = min(ends, key=ends.get), baseline or {}
@@ -165,7 +162,7 @@ def quality(losses: Mapping, document_N: np.ndarray, teacher: str = "teacher") -
     return forest(title, marks, x, line=loss.get(teacher))
 
 
-def maturity(shares: Mapping[str, Mapping[str, Interval]], title: str) -> Figure:
+def maturity(shares: Mapping[str, Mapping[str, intervals.Interval]], title: str) -> Figure:
     """Which share of a gap each way closes, percent, by the length of the base's training; hollow:
     on windows drawn by chance."""
     marks, keys, inks = [], {}, {"adapter": "50m-hard", "weights": "teacher", "the": "50m"}

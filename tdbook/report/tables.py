@@ -12,11 +12,9 @@ import pandas as pd
 import yaml
 
 from tdbook.analysis import features, intervals
-from tdbook.analysis.intervals import Interval
 from tdbook.export import inference
 from tdbook.runs import notebooks
 from tdbook.runs.units import Q4_LIMIT, minus, of_plan, q4_0_bytes, span
-from tdlib.hard_set import known_mean
 from tdlib.shapes import LlamaConfig
 
 COLUMNS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
@@ -34,6 +32,8 @@ class _Cell(string.Formatter):
     def format_field(self, value: object, form: str) -> str:
         if form.startswith("M"):
             value, form = value / 1e6, form[1:]
+        if isinstance(value, list):  # of a record
+            value = intervals.Interval(*value)
         number = value is None or isinstance(value, float)
         return minus(intervals.number(value, form)) if number else format(value, form)
 
@@ -61,21 +61,12 @@ def quality(metrics: dict, losses: dict, document_N, rounding, base, scratch, te
         row |= {"gap": intervals.gap_share(*gap, document_N)}
         low, high = of_plan(name, "loss")
         if name in rounding:
-            row["as_q4"] = f"{m['loss'] + rounding[name][0]:.3f} ({Interval(*rounding[name]):.4f})"
+            row["as_q4"] = (
+                f"{m['loss'] + rounding[name][0]:.3f} ({intervals.Interval(*rounding[name]):.4f})"
+            )
         row["plan_loss"], row["plan_formula"] = span(low, high), span(258 / high, 258 / low, 1)
         rows.append(m | row | {"plan_quality": span(*of_plan(name, "quality"), 0)})
     return written("quality", rows)
-
-
-def hard_and_easy(losses: Mapping, hard_N, document_N, base: str) -> pd.DataFrame:
-    """Each model's loss on the hard and on the other windows, and its change against the base."""
-    columns = {}
-    for part, at_N in {"hard": hard_N, "easy": ~hard_N}.items():
-        of_part = {name: loss_N[at_N] for name, loss_N in losses.items()}
-        at = of_part[base], document_N[at_N]
-        columns[f"loss, {part}"] = {n: known_mean(x) for n, x in of_part.items()}
-        columns[f"change, {part}"] = {n: intervals.change(x, *at) for n, x in of_part.items()}
-    return pd.DataFrame(columns).rename_axis("model")
 
 
 def cost(results: dict[str, dict]) -> pd.DataFrame:
@@ -104,13 +95,6 @@ def metrics(rows: dict[str, dict]) -> pd.DataFrame:
     first, base = next(iter(rows.items()))
     named = (row | {"first": first, "model": name} for name, row in rows.items())
     return written("metrics", [row | {"change": row["loss"] - base["loss"]} for row in named])
-
-
-def texts(by_model: dict[str, dict]) -> pd.DataFrame:
-    """Generated texts side by side, and how much each model repeats itself."""
-    rows = [{"model": name} | row for name, row in by_model.items()]
-    # a row of Markdown is one line
-    return written("texts", [row | {"text": row["text"].replace("\n", " ¶ ")} for row in rows])
 
 
 def kept_and_lost(rows: Iterable[Mapping], base: str, teacher: str) -> pd.DataFrame:
@@ -145,7 +129,7 @@ def quantization(by_model: dict, repeated: dict, speeds: dict, bandwidth: float)
         for row in formats:
             way = inference.WAYS.get(row["format"], row["format"])
             each = repeated[model][way] | {"share": row["bytes"] * one_thread[way] / bandwidth}
-            changes = {name: Interval(*x) for name, x in row["changes"].items()}
+            changes = {name: intervals.Interval(*x) for name, x in row["changes"].items()}
             cells = inference.in_words(row | {"changes": changes})
             plan = span(*of_plan(model, "megabytes"), 0) if row["format"] == "Q4_0" else "–"
             rows.append(each | cells | {"model": model, "bytes": row["bytes"], "plan": plan})

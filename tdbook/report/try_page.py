@@ -33,9 +33,8 @@ def write(pairs: dict[str, str]) -> str:
     with files.replacing(path) as beside, beside.open("w", encoding="utf8") as page:
         page.writelines(template.generate(values))
     files.mark(place, path.name)
-    return words.say(
-        "page_written", path=parameters.shown(path), bytes=path.stat().st_size, size=size
-    )
+    values = dict(path=parameters.shown(path), bytes=path.stat().st_size, size=size)
+    return words.say("page_written", **values)
 
 
 def _model(given: str) -> dict:

@@ -111,13 +111,9 @@ def numbers_of(explored: Explored, clips: tuple = ()) -> tuple[dict, list[np.nda
         given = thresholds, groups, kind
         views.append([_view(difficulty_N[order_M], clip, *given) for clip in clips])
     switches = [int(rule.leave_out_junk and len(views) > 1), clips.index(rule.clip)]
-    return {
-        "clips": clips,
-        "cuts": [[name, names] for name, (names, _) in cuts.items()],
-        "views": views,
-        "pictures": pictures,
-        "at": ["threshold", thresholds.index(rule.threshold), *switches],
-    }, orders
+    numbers = {"clips": clips, "cuts": [[name, names] for name, (names, _) in cuts.items()]}
+    numbers |= {"views": views, "pictures": pictures}
+    return numbers | {"at": ["threshold", thresholds.index(rule.threshold), *switches]}, orders
 
 
 def shown(numbers: dict, at: list) -> dict:

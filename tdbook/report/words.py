@@ -44,9 +44,7 @@ def _read(real: dict) -> float:
 
 def choice(chosen: hard_set.HardSet, base: str) -> str:
     """What was chosen, for hard_set.json: of the hardest, what was left out and what joined."""
-    k = len(chosen.windows_K)
-    hardest = chosen.share * (k - chosen.easy) / max(1, k)
-    return say("choice", chosen=chosen, hardest=hardest, base=base)
+    return say("choice", chosen=chosen, base=base)
 
 
 def hard_windows(base: str, short: dict, chosen: hard_set.HardSet, found: dict, real: dict) -> str:

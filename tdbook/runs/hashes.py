@@ -174,7 +174,7 @@ def of_code(notebook: str) -> str:
     """Of both packages with their tables, and of the cells of the notebook."""
     digest = hashlib.sha256()
     for path in sorted(p for place in ("tdlib", "tdbook") for p in (CODE / place).rglob("*")):
-        if path.suffix in {".py", ".yaml", ".toml"}:
+        if path.suffix in {".py", ".yaml", ".toml", ".tsv"}:
             digest.update(path.read_bytes())
     path = parameters.ROOT / "notebooks" / f"{notebook}.ipynb"
     cells = json.loads(path.read_text("utf8"))["cells"] if path.exists() else []

@@ -28,9 +28,7 @@ RECORDS = "results/{}.json hashes/{}.json state/{}.json checkpoints/{} {}.html .
 BY_A_RUN = r"by [\w.+-]+'s parameters"  # how a hard set's words begin where a run chose it
 SHOWN = ("figures", "tables", "logs")  # and, in these, <run>-*
 # in checkpoints/<run> while it trains
-KEPT = (
-    "state.pt trunk.pt made_from.json weights.bin wandb.id rounded-?.safetensors .*.begun".split()
-)
+KEPT = "state.pt trunk.pt made_from.json weights.bin wandb.id rounded-?.safetensors .*.begun"
 
 
 def claim(out: Path, run: str, values: dict, notebook: bool = False) -> None:
@@ -184,7 +182,7 @@ def clear_checkpoint(folder: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             with contextlib.suppress(OSError):  # not empty: another's, or an epoch's
                 path.rmdir()
-        elif any(map(path.match, KEPT)):
+        elif any(map(path.match, KEPT.split())):
             path.unlink(missing_ok=True)
 
 

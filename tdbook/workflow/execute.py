@@ -23,9 +23,7 @@ from typing import IO
 import psutil
 
 from tdbook.runs import hashes, heartbeat, hooks, notebooks, parameters, sweeps
-from tdbook.runs.notebooks import notebook_of
 from tdbook.runs.ownership import claim
-from tdbook.runs.parameters import shown
 from tdbook.runs.units import duration, number
 from tdbook.workflow import graph, status
 from tdlib import files
@@ -38,7 +36,7 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     """Run one YAML's notebook, and write its page after a failure too; returns the exit code."""
     run, out = yaml.stem, parameters.ROOT / out
     try:
-        values = graph.check_yaml(yaml, overrides | {"out": shown(out)})
+        values = graph.check_yaml(yaml, overrides | {"out": parameters.shown(out)})
         if sweeps.parent(out):
             sweeps.link(out, notebooks.reads(run, values, []))
         heartbeat.wait_until_free(out, run)
@@ -77,7 +75,7 @@ def _papermill(run: str, out: Path, given: dict) -> str | None:
 
     # papermill empties its file before it saves; and the run puts an earlier notebook away
     beside = out / f".{run}.ipynb"
-    paths = (parameters.ROOT / "notebooks" / f"{notebook_of(run)}.ipynb", beside)
+    paths = (parameters.ROOT / "notebooks" / f"{notebooks.notebook_of(run)}.ipynb", beside)
     paths = (str(path).replace("{", "{{").replace("}", "}}") for path in paths)  # it formats them
     # a kernel of this interpreter, whatever Jupyter's paths hold under the name python3
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]

@@ -10,14 +10,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import jinja2
-from tabulate import tabulate
-
 from tdbook.runs import hashes, parameters, units
 from tdbook.runs.notebooks import HARD_SET, TEACHER, notebook_of
 from tdbook.runs.parameters import ParameterError
 from tdbook.runs.sweeps import Folder
-from tdbook.workflow import graph, workload
+from tdbook.workflow import graph, status, workload
 from tdbook.workflow.workload import Size, Work
 from tdlib import files, shapes
 from tdlib.shapes import LlamaConfig
@@ -134,10 +131,7 @@ def plan(pairs: dict[str, str]) -> str:
     content |= {"need": need, "most": most, "free": free, "cache": of.size.train * cache}
     content |= {"models": _models(of.works), "spans": [work.seconds(device) for work in of.works]}
     content |= {"time": partial(_time, price=wanted.price), "units": units}
-    engine = jinja2.Environment(trim_blocks=True)
-    engine.filters["table"] = _table
-    template = Path(__file__).with_name("plan.txt.j2").read_text("utf8")
-    head, tables = engine.from_string(template).render(content).split("\n\n", 1)
+    head, tables = status.filled("plan", **content).split("\n\n", 1)
     lines = (textwrap.fill(line, 80, subsequent_indent=" " * 12) for line in head.splitlines())
     return "\n".join([*lines, "", tables])
 
@@ -158,26 +152,11 @@ def _time(spans: list[tuple[float, float]], price: float | None) -> list[str]:
     return [units.duration(low, high), *([units.money((low, high), price)] if price else [])]
 
 
-def _table(text: str) -> str:
-    """Lines with | between their cells as a table, numbers to the right."""
-    rows = [line.split(" | ") for line in text.splitlines()]
-    align = ["left", *["right"] * (len(rows[0]) - 1)]
-    return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align)
-
-
 def dry(wanted: graph.Wanted) -> str:
     """What a command would run, why, how long it takes and what it costs. Nothing is written."""
     reasons = graph.judged(wanted, graph.jobs(wanted.config))
     of, (device, source) = asked(wanted), workload.device_of("", wanted.profile)
     times = {one.name: work.seconds(device) for one, work in zip(of.runs, of.works, strict=True)}
-    rows, todo = [], [times[name] for name, reason in reasons.items() if reason]
-    for name, reason in reasons.items():
-        how_long = _time([times[name]], wanted.price) if reason else ["–"]
-        rows.append([name, reason or "is done", *how_long])
-    names = ["run", "why", "time", "cost"][: 4 if wanted.price else 3]
-    table = tabulate(rows, names, maxcolwidths=[None, 60])
-    if not todo:
-        return f"{table}\n\nAll of them are done."
-    took = ", for ".join(_time(todo, wanted.price))
-    told = f"{len(todo)} of {len(rows)} would run: {took}; on {device.name}, {source}"
-    return f"{table}\n\n{told}. Nothing was run."
+    content = {"wanted": wanted, "reasons": reasons, "times": times, "device": device}
+    content |= {"todo": [times[name] for name, reason in reasons.items() if reason]}
+    return status.filled("dry", time=partial(_time, price=wanted.price), source=source, **content)

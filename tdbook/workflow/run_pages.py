@@ -58,7 +58,11 @@ def page(out: Path, run: str) -> None:
         if data.pop(WIDGET, None) and not SHOWN_BESIDE_WIDGET & data.keys():
             output["data"] = {"text/html": '<p class="note">interactive in JupyterLab</p>'}
     soup = BeautifulSoup(pages.exporter().from_notebook_node(notebook)[0], "html.parser")
-    _lead_with_answer(soup, status.row(out, run)["record"].get("finding", "") if done else "")
+    finding = status.row(out, run)["record"].get("finding", "") if done else ""
+    if title := soup.find("h1"):  # below it what came out, and the first figure
+        answer = soup.new_tag("p", attrs={"class": "finding"}, string=finding)
+        for part in filter(None, (soup.find("figure"), finding and answer)):
+            title.insert_after(part)
     _frame(out, run, _with_readable_tables(soup))
 
 
@@ -129,10 +133,9 @@ def records(out: Path) -> Iterator[dict]:
             kept = {key: record.get(key) for key in (*COMPARED, "seconds", "tokens_per_second")}
             curves, logs = {}, record.get("remembered", {})
             for model in record["models"]:
-                pairs = (
-                    (x["tokens"], x.get("val/loss")) for x in logs.get(f"log of {model}") or ()
-                )
-                curves[model] = [pair for pair in pairs if pair[1] is not None]
+                log = logs.get(f"log of {model}") or ()
+                known = [row for row in log if row.get("val/loss") is not None]
+                curves[model] = [(row["tokens"], row["val/loss"]) for row in known]
             yield kept | {"place": place, "curves": curves}
 
 
@@ -145,14 +148,6 @@ def _frame(out: Path, run: str, body: Markup) -> None:
     first = files.whole(out / f"results/{notebooks.TEACHER}.json", "parameters")
     about["given"] = first and any(first["parameters"].get(name) for name in ("text", "tokens"))
     _write(out / f"{run}.html", "page.html.j2", **about, **row)
-
-
-def _lead_with_answer(soup: BeautifulSoup, finding: str) -> None:
-    """Below the title what came out, and the first figure."""
-    if title := soup.find("h1"):
-        answer = soup.new_tag("p", attrs={"class": "finding"}, string=finding)
-        for part in filter(None, (soup.find("figure"), finding and answer)):
-            title.insert_after(part)
 
 
 def _with_readable_tables(soup: BeautifulSoup) -> Markup:
@@ -269,7 +264,7 @@ def _public(record: dict, indent: int | None = None) -> str:
     given = parameters.external(record["notebook"], record["parameters"])
     places = {name: f"given {i + 1}" for i, name in enumerate(given)}
     remembered = record.get("remembered", {}).items()
-    logs = {name: value for name, value in remembered if name.startswith(("estimate", "log of "))}
+    logs = {name: value for name, value in remembered if re.match("estimate|log of |probes", name)}
     public = {name: record[name] for name in OPEN if name in record}
     public["parameters"] = {name: _shown(name, v) for name, v in record["parameters"].items()}
     public["inputs"] = {places.get(name, name): sha for name, sha in record["inputs"].items()}

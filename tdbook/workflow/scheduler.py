@@ -136,27 +136,18 @@ def _summary(out: Path, targets: list[BookRun], code: int, began: float) -> int:
     for name in dict.fromkeys(one.sweep for one in targets if one.sweep):
         run_pages.refresh(sweeps.folder(out, name))
         index = next(out.glob("compare.html"), index)  # the points side by side
-    if code == 130:
-        print(f"stopped; the same command goes on from here · {shown(index)}")
-        return code
     trouble = status.morning(out)["trouble"]
     bad = [one for one in trouble if one["state"].get("heartbeat", 0.0) >= began]
-    for one in bad:
-        why, page = execute.last_words(one["state"]), one["folder"] / f"{one['run']}.html"
-        print(f"{one['run']} · {one['state']['state']}: {why} · {page}")
     undone = [one for one in targets if not one.mark.exists()]
     log = (out / ".snakemake.log").read_text(encoding="utf8")
     # what sbatch said of jobs that it did not take
     refused = re.findall(r"SLURM sbatch failed\. The error message was '(.*)'\.$", log, re.M)
-    for error in dict.fromkeys(refused):
-        print(f"sbatch: {error}")
     ended = [one["folder"] / one["run"] for one in bad]
-    if waiting := [one.name for one in undone if one.out / one.run not in ended]:
-        print(f"not run: {', '.join(waiting)}")
-    if code and not bad and not refused:
-        print(log[-2000:])
-    print(f"{len(targets) - len(undone)} of {len(targets)} runs done · {shown(index)}")
-    return 1 if code or undone else 0
+    waiting = [one.name for one in undone if one.out / one.run not in ended]
+    about = {"done": len(targets) - len(undone), "all": len(targets), "index": shown(index)}
+    about |= {"code": code, "log": log[-2000:], "last_words": execute.last_words}
+    print(status.filled("summary", bad=bad, refused=refused, waiting=waiting, **about))
+    return code if code == 130 else int(bool(code or undone))
 
 
 def wait_for_jobs(out: Path) -> None:

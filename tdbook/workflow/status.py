@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
+from tabulate import tabulate
 
 from tdbook.runs import hashes, heartbeat, parameters, sweeps
 from tdbook.workflow import graph
@@ -145,13 +146,27 @@ def sweeps_of(out: Path) -> dict[str, dict]:
 
 def text(out: Path, full: bool = False) -> str:
     """For a terminal: a line a run, then the sweeps, then who makes it."""
-    template = Path(__file__).with_name("status.txt.j2").read_text("utf8")
     paths = [path for path in (out / SESSIONS, out / graph.CONFIG) if path.exists()]
     content = morning(out, full) | {"out": out, "heartbeat": heartbeat}
     content["last"] = (sessions(out) or [None])[-1]
     content["broken"] = [path for path in paths if files.whole(path, kind=object) is None]
-    lines = jinja2.Template(template, trim_blocks=True).render(content).splitlines()
+    return filled("status", **content)
+
+
+def filled(name: str, **content: object) -> str:
+    """A .txt.j2 of this folder as text; its filter `table` has lines with | between their cells."""
+    engine = jinja2.Environment(trim_blocks=True)
+    engine.filters["table"] = _table
+    template = Path(__file__).with_name(f"{name}.txt.j2").read_text("utf8")
+    lines = engine.from_string(template).render(content).splitlines()
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _table(text: str) -> str:
+    """Numbers to the right: all but the first cell, and the last where its heading is "why"."""
+    rows = [line.split(" | ") for line in text.splitlines()]
+    align = ["left", *("left" if name == "why" else "right" for name in rows[0][1:])]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align)
 
 
 def morning(out: Path, full: bool = False) -> dict:

@@ -130,9 +130,7 @@ class Training:
     memory: dict[str, int]  # cpu, cuda → bytes at the most, beside the weights of both models
 
 
-def training(
-    path: str, student: LlamaConfig, teacher: LlamaConfig | None, epoch: int, p: dict
-) -> Training:
+def training(path: str, student: LlamaConfig, teacher, epoch: int, p: dict) -> Training:
     """A training by a run with these parameters that reads `epoch` windows once an epoch."""
     context, rank = student.context, p["rank"] if path.startswith("adapters/") else 0
     weights = adapter_parameters(student, rank) if rank else student.parameters
@@ -242,15 +240,13 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfi
 def _shapes(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[tuple]:
     """The shape of each model or adapter that a run makes, and of who teaches it, or None."""
     known = {"": None, "teacher": teacher, "base": made.get(f"models/{p.get('base')}", teacher)}
-
-    def of(name: str) -> LlamaConfig | None:
-        return known[name] if name in known else size.shape(p[name], teacher)
-
     if notebook_of(p["run"]) == COMPARISON:  # every adapter merged
         return [(shape, None) for path, shape in made.items() if path.startswith("adapters/")]
-    pairs = TRAINED.get(notebook_of(p["run"]), "").split()
-    pairs = [tuple(map(of, pair.partition("<")[::2])) for pair in pairs]
-    return pairs * (1 + len(p.get("cooldowns", "").split()))
+    pairs = [pair.partition("<")[::2] for pair in TRAINED.get(notebook_of(p["run"]), "").split()]
+    known |= {n: size.shape(p[n], teacher) for pair in pairs for n in pair if n not in known}
+    return [tuple(map(known.get, pair)) for pair in pairs] * (
+        1 + len(p.get("cooldowns", "").split())
+    )
 
 
 def _epoch(p: dict, size: Size) -> int:

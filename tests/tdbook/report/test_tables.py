@@ -1,10 +1,12 @@
 """The tables' numbers by hand: the plan's columns and ours, gap closed, sizes, hard and easy."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
+from tdbook.analysis import intervals
 from tdbook.report import tables, words
 from tdbook.runs import heartbeat
 from tdlib.shapes import SHAPES, LlamaConfig
@@ -61,15 +63,17 @@ def test_sizes_are_those_of_the_facts():
 def test_hard_and_easy_are_means_of_their_windows_and_changes_against_the_base():
     losses = {"base": np.array([4.0, 2, 6, 2]), "adapter": np.array([3.0, 3, 5, 2])}
     hard_N = np.array([True, False, True, False])
-    parts = tables.hard_and_easy(losses, hard_N, np.array([0, 0, 1, 1]), "base")
-    assert parts.loc["base"].tolist() == [5, (0, 0, 0), 2, (0, 0, 0)]
-    hard, hard_change, easy, easy_change = parts.loc["adapter"]
+    parts, document_N = {"hard": hard_N, "easy": ~hard_N}, np.array([0, 0, 1, 1])
+    rows = intervals.by_part(losses, parts, document_N, "base")
+    (*_, hard, hard_change, easy, easy_change), base = rows[1].values(), [*rows[0].values()]
+    assert base == ["base", "base", 5, (0, 0, 0), 2, (0, 0, 0)]
     # both documents gain 1 on their hard window; one loses 1 on its easy window, one nothing
     assert (hard, hard_change, easy) == (4.0, (-1, -1, -1), 2.5)
     far = 0.5 * 12.7062  # Student's t of two documents
     assert easy_change == pytest.approx((0.5, 0.5 - far, 0.5 + far), rel=1e-4)
     written = "4.000|−1.000 [−1.000, −1.000]|2.500|+0.500 [−5.853, +6.853]"
-    assert parts.map("{:.3f}".format).loc["adapter"].tolist() == written.split("|")
+    found = tables.written("hard_and_easy", json.loads(json.dumps(rows)))  # as in a record
+    assert found.loc["adapter"].tolist() == written.split("|")
 
 
 @pytest.mark.parametrize("table", CASES)
