@@ -131,15 +131,15 @@ def loss(model) -> dict:
 
 
 def test_training_begins_in_float_and_its_last_share_is_rounded():
-    """The first half is a float training, to the bit; from then on the rounded model is what is
-    evaluated; quarters of it are kept, and no W of a float step."""
-    model, plain, seen = rounded(), tiny(), []
+    """The first half is a float training (on an AVX2 machine sums end in other bits, by where memory
+    begins); from then on the rounded model is what is evaluated, far enough away to be told."""
+    model, plain = rounded(), tiny()
     quantize.switch(model, False)
     half = fit(plain, quick(0.0), evaluations=12, evaluate=loss)
-    log = fit(model, quick(0.5), evaluations=12, evaluate=lambda m: seen.append(m) or loss(m))
+    log = fit(model, quick(0.5), evaluations=12, evaluate=loss)
     for row, other in zip(log[:7], half, strict=False):
-        assert row["val/loss"] == other["val/loss"]
-    assert log[7]["val/loss"] != half[7]["val/loss"]
+        assert row["val/loss"] == pytest.approx(other["val/loss"], rel=1e-6)
+    assert log[7]["val/loss"] != pytest.approx(half[7]["val/loss"], rel=1e-4)
     assert log[-1]["val/loss"] == pytest.approx(loss(quantize.merge(model))["val/loss"], rel=1e-6)
     fit(still := rounded(), quick(0.5, learning_rate=1e-15))  # its scales are those of W then
     for module in quantize.parts(still):
