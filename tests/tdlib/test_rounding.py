@@ -131,8 +131,8 @@ def loss(model) -> dict:
 
 
 def test_training_begins_in_float_and_its_last_share_is_rounded():
-    """The first half is a float training (on an AVX2 machine sums end in other bits, by where memory
-    begins); from then on the rounded model is what is evaluated, far enough away to be told."""
+    """The first half is a float training (up to the last bits, in which an AVX2 machine
+    goes by where memory begins); then the rounded model is evaluated, far enough off to be told."""
     model, plain = rounded(), tiny()
     quantize.switch(model, False)
     half = fit(plain, quick(0.0), evaluations=12, evaluate=loss)
