@@ -3,7 +3,7 @@
 A pair is two sentences that differ in one form, one right and one wrong: pairs.tsv, made by
 bench/probes.py, which says how. A last word is one of four: the document's own and three others of
 it. A model is right where the right text has the highest log-probability, the sum over its tokens.
-Legend: I items, C texts of an item, T tokens.
+Legend: I items, C texts of an item, R of several, T tokens.
 """
 
 import re
@@ -26,7 +26,7 @@ from tdlib.model import Llama
 PAIRS = Path(__file__).with_name("pairs.tsv")
 KINDS, LAST = ("person", "gender", "plural", "case", "harmony"), "last word"
 COUNT, EACH = 1000, 20  # last words at most, and of those a document's
-ENDING = 3  # characters
+ENDING, BATCH = 3, 16  # characters; items
 WORD = "[\u0c00-\u0c7f\u200c]+"
 
 
@@ -43,13 +43,15 @@ def measure(folder: Path, names: list[str], tokens: data.Tokens, base: str, devi
     have intervals over pairs, or over documents."""
     made, right = pairs(), {}
     asked, last = ([*encoded(x, tokens)] for x in (made, islice(last_words(tokens), COUNT)))
-    items, group_I = asked + last, np.array([item.group for item in asked + last], int)
+    items = sorted(asked + last, key=lambda item: len(item.ids[0]))  # little padding in a batch
+    batches = [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
     parts = {k: [i for i, x in enumerate(items) if x.kind == k] for k in (*KINDS, LAST)}
-    parts["pairs"] = slice(len(asked))
+    parts["pairs"] = [i for i, x in enumerate(items) if x.kind != LAST]
     for name in names:
         net = Llama.load(folder / name, device)
-        logp_IC = (log_probabilities(net, item) for item in items)
+        logp_IC = (logp_C for batch in batches for logp_C in log_probabilities(net, batch))
         right[name] = np.array([float(logp_C[0] > max(logp_C[1:])) for logp_C in logp_IC])
+    group_I = np.array([item.group for item in items], int)
     rows = intervals.by_part(right, parts, group_I, base)
     return {"made": len(made), "asked": len(asked), "last": len(last), "rows": rows}
 
@@ -89,9 +91,11 @@ def encoded(items: Iterable[Item], tokens: data.Tokens) -> Iterator[Item]:
 
 
 @torch.no_grad()
-def log_probabilities(net: Llama, item: Item) -> np.ndarray:
-    """Of the texts of an item, (C,) float64, in nats. What pads them comes last, where no token
+def log_probabilities(net: Llama, items: list[Item]) -> list[np.ndarray]:
+    """Of the texts of each item, (C,) float64, in nats. What pads them comes last, where no token
     before it sees it."""
-    ids_CT = pad_sequence([*map(torch.tensor, item.ids)], True, data.IGNORE).to(net.head.device)
-    loss_CT = hard_set.token_losses(net, ids_CT[:, :-1].clamp(min=0), ids_CT[:, 1:])
-    return -loss_CT.double().sum(1).cpu().numpy()
+    ids_R = [torch.tensor(ids) for item in items for ids in item.ids]
+    ids_RT = pad_sequence(ids_R, True, data.IGNORE).to(net.head.device)
+    loss_RT = hard_set.token_losses(net, ids_RT[:, :-1].clamp(min=0), ids_RT[:, 1:])
+    ends_I = np.cumsum([len(item.ids) for item in items])
+    return np.split(-loss_RT.double().sum(1).cpu().numpy(), ends_I[:-1])

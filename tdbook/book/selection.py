@@ -16,9 +16,8 @@ from tdbook.analysis import intervals
 from tdbook.book import common, comparison
 from tdbook.corpus import token_files
 from tdbook.report import widgets, words
-from tdbook.runs import notebooks
+from tdbook.runs import notebooks, units
 from tdbook.runs.running import Run
-from tdbook.runs.units import duration
 from tdlib import data, evaluate, hard_set
 from tdlib.model import Llama
 
@@ -183,7 +182,7 @@ def what_02_counted(this: Run) -> str:
 def replays(this: Run) -> str:
     """What reads the hard set, and so runs again once another is kept, in words."""
     again = [r for r in common.folder_of(this).of(notebooks.LORA) if "hard_set.json" in r["inputs"]]
-    told = (f"{r['run']} ({duration(r['seconds'])})" for r in again)
+    told = (f"{r['run']} ({units.duration(r['seconds'])})" for r in again)
     return f"`make book` then runs again: {', '.join(told)}." if again else "03 reads it."
 
 

@@ -22,9 +22,7 @@ from typing import IO
 
 import psutil
 
-from tdbook.runs import hashes, heartbeat, hooks, notebooks, parameters, sweeps
-from tdbook.runs.ownership import claim
-from tdbook.runs.units import duration, number
+from tdbook.runs import hashes, heartbeat, hooks, notebooks, ownership, parameters, sweeps, units
 from tdbook.workflow import graph, status
 from tdlib import files
 
@@ -43,7 +41,7 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
         if not hashes.why(out, run, values):
             print(f"{run} · is done already", flush=True)
             return 0
-        claim(out, run, values, notebook=True)
+        ownership.claim(out, run, values, notebook=True)
         gpus = take_gpus(values["device"], values.get("processes", 1))
     except (ValueError, RuntimeError, OSError) as error:
         print(f"{run} · failed: {error}", flush=True)
@@ -55,7 +53,7 @@ def execute(yaml: Path, out: Path, overrides: dict) -> int:
     error = _papermill(run, out, {"out": values["out"]} | given)
     state = _settled(out, run, error)
     page(out, run)
-    done, took = state["state"] == "done", duration(time.monotonic() - began)
+    done, took = state["state"] == "done", units.duration(time.monotonic() - began)
     result = status.row(out, run)["record"]["finding"] if done else last_words(state)
     print(f"{run} · {f'done in {took} ·' if done else state['state'] + ':'} {result}", flush=True)
     if command := values.get("after_run"):
@@ -191,7 +189,7 @@ def gpus() -> list[str]:
 
 def slots() -> list[tuple[int, str]]:
     """Room for runs of one GPU each: number, and GPU."""
-    each = int(number(os.environ, RUNS, 1, 2)) if os.environ.get(RUNS) else 1
+    each = int(units.number(os.environ, RUNS, 1, 2)) if os.environ.get(RUNS) else 1
     return [*itertools.product(range(each), gpus())]
 
 

@@ -18,8 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tdbook.runs import hashes, heartbeat, parameters, sweeps
-from tdbook.runs.ownership import clear
+from tdbook.runs import hashes, heartbeat, ownership, parameters, sweeps
 from tdbook.runs.parameters import shown
 from tdbook.workflow import execute, graph, status
 from tdbook.workflow.graph import BookRun, Wanted
@@ -74,7 +73,7 @@ def _snakemake(wanted: Wanted, targets: list[str]) -> int:
     wanted = replace(wanted, redo=_not_yet_redone(wanted, graph.jobs(wanted.config)))
     runs = graph.jobs(wanted.config)
     for place in {out, *(one.out for one in runs.values())}:
-        clear(place)
+        ownership.clear(place)
     command = _command_of(wanted, runs, targets)
     if not wanted.cluster:  # a lost connection to the login node must not cancel jobs
         heartbeat.die_with_parent()

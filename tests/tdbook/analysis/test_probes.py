@@ -42,13 +42,13 @@ def test_sentences_of_a_pair_differ_in_one_form_and_that_of_the_second_is_wrong(
             assert wrong[at].endswith(tuple(DATA["other"][kind][own].split())), texts
 
 
-def test_texts_of_an_item_score_as_each_scores_alone_in_float64():
+def test_texts_score_together_as_each_scores_alone_in_float64():
     rng, net = np.random.default_rng(0), tiny_model(context=16, scale=20.0)
-    exact = copy.deepcopy(net).double()
-    for size_C in rng.integers(2, 18, (40, 4)):
-        ids_C = tuple(tuple(rng.integers(0, 97, n).tolist()) for n in size_C)
-        logp_C = probes.log_probabilities(net, Item(LAST, 0, (), ids_C))
-        for ids, logp in zip(map(torch.tensor, ids_C), logp_C, strict=True):
+    sizes, exact = rng.integers(2, 18, (40, 4)), copy.deepcopy(net).double()
+    ids_IC = [tuple(tuple(rng.integers(0, 97, n).tolist()) for n in size_C) for size_C in sizes]
+    items = [Item(LAST, 0, (), ids_C[: 2 + 2 * (i % 2)]) for i, ids_C in enumerate(ids_IC)]
+    for item, logp_C in zip(items, probes.log_probabilities(net, items), strict=True):
+        for ids, logp in zip(map(torch.tensor, item.ids), logp_C, strict=True):
             logp_TV = exact(ids[None, :-1])[0].log_softmax(-1)
             assert logp == pytest.approx(logp_TV.gather(1, ids[1:, None]).sum().item(), rel=1e-5)
 
@@ -85,7 +85,7 @@ def test_last_words_stand_against_words_alike_of_their_own_document(tmp_path, to
     items, right = [*probes.encoded(found, tokens)], []
     for name, model in models.items():
         model.save(tmp_path / name)
-        best = [probes.log_probabilities(model, item).argmax() for item in items]
+        best = [logp_C.argmax() for logp_C in probes.log_probabilities(model, items)]
         right.append((np.array(best) == 0).astype(float))
     measured = probes.measure(tmp_path, [*models], tokens, "50m", "cpu")
     assert [row[LAST] for row in measured["rows"]] == [*map(np.mean, right)]
