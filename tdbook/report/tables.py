@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from tdbook.analysis import features, intervals
+from tdbook.analysis.intervals import Interval
 from tdbook.export import inference
 from tdbook.runs import notebooks
 from tdbook.runs.units import Q4_LIMIT, minus, of_plan, q4_0_bytes, span
@@ -33,7 +34,7 @@ class _Cell(string.Formatter):
         if form.startswith("M"):
             value, form = value / 1e6, form[1:]
         if isinstance(value, list):  # of a record
-            value = intervals.Interval(*value)
+            value = Interval(*value)
         number = value is None or isinstance(value, float)
         return minus(intervals.number(value, form)) if number else format(value, form)
 
@@ -61,9 +62,7 @@ def quality(metrics: dict, losses: dict, document_N, rounding, base, scratch, te
         row |= {"gap": intervals.gap_share(*gap, document_N)}
         low, high = of_plan(name, "loss")
         if name in rounding:
-            row["as_q4"] = (
-                f"{m['loss'] + rounding[name][0]:.3f} ({intervals.Interval(*rounding[name]):.4f})"
-            )
+            row["as_q4"] = f"{m['loss'] + rounding[name][0]:.3f} ({Interval(*rounding[name]):.4f})"
         row["plan_loss"], row["plan_formula"] = span(low, high), span(258 / high, 258 / low, 1)
         rows.append(m | row | {"plan_quality": span(*of_plan(name, "quality"), 0)})
     return written("quality", rows)
@@ -129,7 +128,7 @@ def quantization(by_model: dict, repeated: dict, speeds: dict, bandwidth: float)
         for row in formats:
             way = inference.WAYS.get(row["format"], row["format"])
             each = repeated[model][way] | {"share": row["bytes"] * one_thread[way] / bandwidth}
-            changes = {name: intervals.Interval(*x) for name, x in row["changes"].items()}
+            changes = {name: Interval(*x) for name, x in row["changes"].items()}
             cells = inference.in_words(row | {"changes": changes})
             plan = span(*of_plan(model, "megabytes"), 0) if row["format"] == "Q4_0" else "–"
             rows.append(each | cells | {"model": model, "bytes": row["bytes"], "plan": plan})

@@ -244,9 +244,8 @@ def _shapes(p: dict, size: Size, teacher: LlamaConfig, made: dict) -> list[tuple
         return [(shape, None) for path, shape in made.items() if path.startswith("adapters/")]
     pairs = [pair.partition("<")[::2] for pair in TRAINED.get(notebook_of(p["run"]), "").split()]
     known |= {n: size.shape(p[n], teacher) for pair in pairs for n in pair if n not in known}
-    return [tuple(map(known.get, pair)) for pair in pairs] * (
-        1 + len(p.get("cooldowns", "").split())
-    )
+    ends = 1 + len(p.get("cooldowns", "").split())
+    return [tuple(map(known.get, pair)) for pair in pairs] * ends
 
 
 def _epoch(p: dict, size: Size) -> int:
