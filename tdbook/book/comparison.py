@@ -18,7 +18,7 @@ from tdbook.runs import notebooks
 from tdbook.runs.running import Run
 from tdbook.runs.sweeps import Folder
 from tdbook.workflow import workload
-from tdlib import data, evaluate, generate, hard_set
+from tdlib import checkpoint, data, evaluate, generate, hard_set
 from tdlib.model import Llama
 
 WORDS = verdict.CLAIMS["words"]
@@ -30,9 +30,15 @@ ENOUGH = 0.15  # nats that a teacher must be better than the base for the trial 
 
 
 def models_of(this: Run) -> list[str]:
-    """Every model the folder's results name, largest first; merged models for their adapters."""
-    names = verdict.models(common.folder_of(this))
-    return sorted(names, key=lambda name: (-common.row_of(this, name)["parameters"], name))
+    """Every model the folder's results name, largest first, merged models for their adapters. Last
+    come points of sweeps, and other seeds and earlier ends of a training with a trunk."""
+    models, first = verdict.models(common.folder_of(this)), []
+    for model in sorted((m for m in models.values() if m.own), key=lambda m: (m.seeds, -m.tokens)):
+        trunks = (m for m in first if m.p.get("schedule") == "wsd")
+        again = any(m.same_but(model, {"seed", *checkpoint.LENGTH}) for m in trunks)
+        first += [] if again and model.name != this.parameters["base"] else [model]
+    size = {name: common.row_of(this, name)["parameters"] for name in models}
+    return sorted(models, key=lambda name: (models[name] not in first, -size[name], name))
 
 
 def window_losses(this: Run, names: list[str]) -> dict[str, np.ndarray]:
@@ -100,10 +106,10 @@ def side_by_side(this: Run, names: list[str], tokens: data.Tokens) -> list[dict]
 
 
 def kept_and_lost(this: Run, names: list[str], tokens: data.Tokens, judged: list[str]) -> tuple:
-    """By kind of token, on the fixed windows: all models' losses, and changes of the `judged`."""
-    arrays = [np.load(this.path("scores", "val", f"{name}.npz")) for name in names]
-    losses = {name: array["token_loss_MT"] for name, array in zip(names, arrays, strict=True)}
-    rows_M = arrays[0]["rows_M"]
+    """By kind of token, on windows fixed in every run: models' losses, changes of the `judged`."""
+    arrays = {name: np.load(this.path("scores", "val", f"{name}.npz")) for name in names}
+    rows_M = sorted(set.intersection(*(set(array["rows_M"]) for array in arrays.values())))
+    losses = {n: a["token_loss_MT"][np.isin(a["rows_M"], rows_M)] for n, a in arrays.items()}
     labels = features.token_cuts(tokens, rows_M)
     losses["unigram"] = features.unigram_loss(tokens, rows_M)
     document_M = token_files.origins(tokens, "val")[0][rows_M]
@@ -172,8 +178,7 @@ def limits(t: Trial, verdicts: Sequence[Verdict]) -> list[str]:
     pairs = [(t.base, t.teacher)] if t.teacher in t.models else []
     behind = verdict.measure(t.losses, pairs, t.document_N) if pairs else None
     missing = [e.what for v in verdicts for e in v.effects if not e.seeds]
-    values = dict(t=t, behind=behind, enough=ENOUGH, missing=missing)
-    return words.say("limits", **values).splitlines()
+    return words.say("limits", t=t, behind=behind, enough=ENOUGH, missing=missing).splitlines()
 
 
 def headline(t: Trial, verdicts: Sequence[Verdict]) -> str:

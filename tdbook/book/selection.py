@@ -194,13 +194,13 @@ def chosen_for_03(this: Run) -> tuple[hard_set.HardSet, str]:
         return hard_set.load(path), _words_of(path)
     scores = hard_set.load_scores(this.path("scores", p["scores"]))
     chosen = hard_set.choose(scores.difficulty_N, hard_set.Rule(share=p["share"]))
-    return chosen, f"by `share` here, not by 02: {words.choice(chosen, p['base'])}"
+    return chosen, "by `share`, not by 02: " + words.say("choice", chosen=chosen, base=p["base"])
 
 
 def choice_in_force(path: Path, chosen: hard_set.HardSet) -> str:
     """Which hard set 03 will read, where it is not the one chosen here too."""
     other = not np.array_equal(hard_set.load(path).windows_K, chosen.windows_K)
-    own = words.choice(chosen, "the base") if other else ""
+    own = words.say("choice", chosen=chosen, base="the base") if other else ""
     return words.say("in_force", kept=_words_of(path), own=own)
 
 

@@ -210,7 +210,7 @@ def explorer(explored: Explored, path: Path, then: str) -> Explorer:
         now = shown(numbers, at)
         rule = replace(explored.rule, share=None, **now["rule"])
         chosen = hard_set.choose(explored.scores.difficulty_N, rule, explored.junk_N)
-        how = f"by hand, by {at[0]}: {words.choice(chosen, 'the student')}"
+        how = f"by hand, by {at[0]}: {words.say('choice', chosen=chosen, base='the student')}"
         try:
             hard_set.keep(chosen, path, how)
             most = "More than half of the windows are hardly a hard set: the plan takes 15–25 %. "

@@ -42,11 +42,6 @@ def _read(real: dict) -> float:
     return -change["gap"] / real["mean"] if clear else 0.0
 
 
-def choice(chosen: hard_set.HardSet, base: str) -> str:
-    """What was chosen, for hard_set.json: of the hardest, what was left out and what joined."""
-    return say("choice", chosen=chosen, base=base)
-
-
 def hard_windows(base: str, short: dict, chosen: hard_set.HardSet, found: dict, real: dict) -> str:
     """02's result: whether loss is concentrated, what the hard windows are to the teacher, and how
     much is memory; from selection.ease and selection.reality."""

@@ -113,9 +113,9 @@ def estimate(p: dict, out: Path, device: str) -> dict:
             made[f"adapters/{adapter}"] = made[f"models/{base}"]
     work = workload.of_run(p, size, _teacher(p, out) or size.shape(p["shape"]), made)
     low, high = work.seconds(workload.here(device))
-    steps, memory = sum(t.steps for t in work.trainings), work.memory(device[:4])
-    cost = {"seconds_low": low, "seconds_high": high, "peak_memory_mib": memory / 2**20}
-    return cost | {"flop": work.flop, "tokens": work.tokens, "steps": steps}
+    cost = {"flop": work.flop, "tokens": work.tokens, "seconds_low": low, "seconds_high": high}
+    cost["steps"] = sum(training.steps for training in work.trainings)
+    return cost | {"peak_memory_mib": work.memory(device[:4]) / 2**20}
 
 
 def plan(pairs: dict[str, str]) -> str:

@@ -31,7 +31,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN_BESIDE_WIDGET = {"text/html", "image/svg+xml", "image/png"}
 # as a table shows it: "[" of an interval, sign, digits, then a unit, an interval or a ± part
 NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±\[(,–].*)?$"
-COLUMNS = 5  # of a table that a page shows at first; a switch shows all
+COLUMNS, ROWS = 5, 20  # of a table that a page shows at first; a switch shows all
 # records of runs, of a sweep's points, and of those as `publish` copies them
 RECORDS = ("results/*.json", "sweeps/*/*/results/*.json", "results/sweeps/*/*/*.json")
 COMPARED = ("run", "notebook", "parameters", "models")  # of a record
@@ -152,7 +152,7 @@ def _frame(out: Path, run: str, body: Markup) -> None:
 
 def _with_readable_tables(soup: BeautifulSoup) -> Markup:
     """Every table in a box that scrolls; its columns marked `num` where half or more of the filled
-    cells are numbers, `short` where none wraps, `more` after the first COLUMNS."""
+    cells are numbers, `short` where none wraps, `more` beyond COLUMNS and, not folded, ROWS."""
     for table in soup.find_all("table"):
         rows = [row.find_all(["td", "th"]) for row in table.find_all("tr")]
         for number, column in enumerate(itertools.zip_longest(*rows)):
@@ -164,6 +164,8 @@ def _with_readable_tables(soup: BeautifulSoup) -> Markup:
             marks += ["more"] * (number >= COLUMNS)
             for cell in cells:
                 cell["class"] = [*cell.get("class", []), *marks]
+        for row in table.find_all("tr")[ROWS + 1 :] * (not table.find_parent("details")):
+            row["class"] = ["more"]
         table.attrs.pop("border", None)
         box = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "table"}
         table.wrap(soup.new_tag("div", attrs=box))

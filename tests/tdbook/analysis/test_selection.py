@@ -60,9 +60,8 @@ def test_whether_the_teacher_finds_hard_windows_easy_is_said_by_the_numbers(toke
         asked = {"student_better": share}, chosen, found | {"held": held}, real
         text = words.hard_windows("50m", *asked)
         assert text.startswith(first) and f"They are {EASE[slope]}" in text
-    assert text.endswith(
-        "25% of the difficulty is memory of the training text. (One student, one seed.)"
-    )
+    end = "25% of the difficulty is memory of the training text. (One student, one seed.)"
+    assert text.endswith(end)
 
 
 def memory(train, val, documents: dict) -> dict:
