@@ -22,7 +22,7 @@ from tdbook.runs import heartbeat, units
 
 HERE = Path(__file__).parent
 FONT_SLOT = "/* font */"
-FONT_FACE = (HERE / "telugu_font.css").read_text("utf-8")
+FONT_FACE = Markup((HERE / "telugu_font.css").read_text("utf-8"))
 WIDGETS_CSS = (HERE / "widgets.css").read_text("utf-8")
 # they move the sliders of `explorer`, and fill the page that compares runs
 SCRIPT, COMPARE = ((HERE / f"{name}.js").read_text("utf-8") for name in ("explorer", "compare"))

@@ -10,7 +10,7 @@ from tdbook.export import llama_cpp, shipping
 from tdbook.export.gguf_file import to_gguf
 from tdbook.report import try_page
 from tests import upstream
-from tests.helpers import refused, tiny_model, token_folder
+from tests.helpers import fonts_of, refused, tiny_model, token_folder
 
 NAME, TEXT = "50m\"<b>&'", "ఒక ఊరిలో <eos> ఒక"  # a special token that is spelled stays text
 ROOM = 96, 1024  # tokens of the student's context and of its teacher's
@@ -73,6 +73,7 @@ def test_both_write_llama_cpps_own_ids_and_ask_nothing_of_the_outside(made, page
         assert ids == model.generate(prompt, 60) and len(set(ids)) > 9
         written = model.decode([*prompt, *ids]).removeprefix(model.decode(prompt))
         assert box.inner_text() == TEXT + written.rstrip("�")
+    assert any(font["isCustomFont"] for font in fonts_of(tab, ".text"))  # the page's own Telugu
     assert len({str(go(tab, "1", "60")) for _ in range(3)}) == 3  # drawn anew each time
     inside = [*made[1:], *(try_page.PROGRAM / part for part in try_page.PARTS)]
     assert page.stat().st_size <= 1.5 * sum(path.stat().st_size for path in inside)
