@@ -217,11 +217,11 @@ def of_run(p: dict, size: Size, teacher: LlamaConfig, made: dict[str, LlamaConfi
             more = {"token_limit": round(p["cooldown_share"] * length)} if length else {}
             trainings.append(training(path, shape, by, _epoch(p, size), p | more))
     # windows that the models that it reads go over
-    scored = {INFERENCE: 8 * p.get("quality_windows", 0), EVIDENCE: size.val}
+    scored = {EVIDENCE: size.val, COMPARISON: _TABLE["probed"] // size.context}
+    scored[INFERENCE] = 8 * p.get("quality_windows", 0)
     scored[HARD_SET] = min(size.train, p.get("token_limit", 0) // size.context or size.train)
-    reads = notebooks.reads(run, p, [*made]) if notebook in scored else []
-    read = [made.get(path, teacher) for path in reads if path.startswith(MODELS)]
-    forwards = [(shape, scored[notebook]) for shape in read]
+    read = notebooks.reads(run, p, [*made]) if notebook in scored else []
+    forwards = [(made.get(x, teacher), scored[notebook]) for x in read if x.startswith(MODELS)]
     fixed = min(size.val, p.get("fixed_windows", 0))
     for shape in shapes.values():
         forwards += [(shape, size.val + fixed), (teacher, fixed)]
