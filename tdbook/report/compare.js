@@ -125,7 +125,7 @@ const draw = () => [curves, diff, responses].forEach(part => part());
 // from 0 to 1; `parts` gets the places of values as functions and returns elements.
 function chart(figure, x, y, parts) {
   const width = figure.clientWidth, height = Math.round(Math.min(300, 100 + width * 0.3));
-  const [left, right, top, bottom] = [48, width - 16, 28, height - 44];
+  const [left, right, top, bottom] = [58, width - 16, 28, height - 44];
   const across = value => left + x.at(value) * (right - left);
   const up = value => bottom - y.at(value) * (bottom - top);
   const text = (x, y, anchor, words) => make("text", {x, y, "text-anchor": anchor}, words);
