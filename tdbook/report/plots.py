@@ -130,7 +130,7 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping]], baseline: dict | None
 def difficulty(teacher_N: np.ndarray, difficulty_N, threshold: float, found: Mapping) -> Figure:
     """How many windows lie where, by the teacher's loss and by difficulty; from the threshold on
     they are hard. `found`: selection.ease."""
-    title = "Rank correlation {teacher[rank]:+.2f}: the hardest {share:.1%} of windows cost the "
+    title = "Rank correlation {teacher[rank]:+.2f}: the hardest {share:.0%} of windows cost the "
     title += "teacher {teacher[hard]:.3f} nats per token, the rest {teacher[rest]:.3f}"
     ax = single(title.format(**found), "teacher's loss (nats per token)", "difficulty (nats)")
     both_2N = np.stack([teacher_N, difficulty_N])[:, ~np.isnan(difficulty_N)].astype(float)
