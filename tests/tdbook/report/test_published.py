@@ -82,12 +82,13 @@ def test_readme_says_what_is_published():
     found the seeds' mean and half-width of rows of 07's effects."""
     assert published.readme(check=True)
     effects = pd.read_csv(published.EVIDENCE / "tables/07_evidence-effects.csv")
-    effects = effects.drop_duplicates("effect").set_index("effect")
+    effects = effects.drop_duplicates(["claim", "role"]).set_index(["claim", "role"])
     readme = (parameters.ROOT / "README.md").read_text("utf8")
     table = readme.split(published.BEGIN)[1].split(published.END)[0]
     assert table.count("\n|") <= 12
     found = " ".join(readme.split("**What was found**")[1].split("make book")[0].split())
-    adapter = ("adapter on hard − 50m", "adapter on hard − adapter on random")
-    for effect in ("50m − 50m-scratch", *adapter, "recipe − adapter on hard"):
-        seeds, value, low, high = effects.loc[effect, ["seeds", "value", "low", "high"]]
-        assert seeds >= 3 and f"{abs(value):.3f} ± {(high - low) / 2:.3f}" in found, effect
+    for claim in ("distilled", "recipe", "gap"):
+        seeds, value, low, high = effects.loc[(claim, "effect"), ["seeds", "value", "low", "high"]]
+        size, form = (100, ".1f") if claim == "gap" else (1, ".3f")  # a share is in percent
+        told = f"{size * abs(value):{form}} ± {size * (high - low) / 2:{form}}"
+        assert seeds >= 3 and told in found, claim
