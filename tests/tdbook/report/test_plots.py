@@ -59,7 +59,7 @@ def test_difficulty_paints_red_where_windows_are_at_or_above_the_line():
     threshold = float(np.sort(DIFFICULTY_N)[-412])
     found = {"share": 0.2, "teacher": {"rank": -0.5, "hard": 4.2, "rest": 4.6}}
     figure = plots.difficulty(4.5 - DIFFICULTY_N, DIFFICULTY_N, threshold, found)
-    cost = "the hardest 20.0% of windows cost the teacher 4.200 nats per token, the rest 4.600"
+    cost = "the hardest 20% of windows cost the teacher 4.200 nats per token, the rest 4.600"
     assert title(figure) == f"Rank correlation −0.50: {cost}"
     hard, rest = figure.axes[0].collections
     assert hard.get_array().sum() == 412 and rest.get_array().sum() == 2060 - 412
