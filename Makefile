@@ -51,7 +51,7 @@ sweep: .venv/made ## run one notebook at every point of params/PROFILE/sweeps/NA
 SWEEPS = $(shell sed -n 's/^sweeps: //p' params/small/07_evidence.yaml)
 GRAPH = .venv/bin/python -m tdbook
 SMALL = PROFILE=small $(call given,OUT TEXT)
-evidence: .venv/made ## all that the plan's verdicts rest on: five hours of two cores, resumed; then held against what is published
+evidence: .venv/made ## all that the plan's verdicts rest on: six hours of two cores, resumed; then held against what is published
 	@$(GRAPH) book $(SMALL) ONLY=04_merge_eval,06_inference; $(GRAPH) sweep $(SMALL) NAME='$(SWEEPS)'; \
 	    $(GRAPH) book $(SMALL) ONLY=07_evidence && \
 	    .venv/bin/python -m bench.published compare "$${TYPED_OUT:-outputs/small}"

@@ -18,7 +18,7 @@ from importlinter import cli
 from tdbook.runs import notebooks, parameters
 
 ROOT = Path(__file__).parents[1]
-TDLIB, BOTH, TESTS = 2_755, 13_000, 12_000  # lines
+TDLIB, BOTH, TESTS = 2_736, 13_000, 12_000  # lines
 FILE, FUNCTION, SKIPS, QUOTED = 400, 45, 60, 6
 REGISTRY = "tdbook/runs/notebooks.py"  # where a notebook's number may be spelled
 

@@ -60,7 +60,7 @@ def test_whether_the_teacher_finds_hard_windows_easy_is_said_by_the_numbers(toke
         asked = {"student_better": share}, chosen, found | {"held": held}, real
         text = words.hard_windows("50m", *asked)
         assert text.startswith(first) and f"They are {EASE[slope]}" in text
-    assert "25% of the loss is memory" in text and text.endswith("(One student, one seed.)")
+    assert "25% of that lag is memory" in text and text.endswith("(One student, one seed.)")
 
 
 def memory(train, val, documents: dict) -> dict:
