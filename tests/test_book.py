@@ -118,6 +118,7 @@ def test_every_model_is_in_the_tables_and_no_cell_is_empty(out, results):
         assert not table.isin(["nan", "NaN"]).any().any(), path
     quality = table_of(out, "04_merge_eval-quality")
     assert {*quality.index} == {*MODELS, *MERGED, *POINTS}
+    assert {*quality.index[-len(POINTS) - 1 :]} == {"50m-sliced-2k", *POINTS}  # an earlier end
     table = pd.read_csv(out / "tables/04_merge_eval-merged.csv")
     assert (table["largest logit difference"].astype(float) <= 1e-5).all()
     assert (table["weights"] == table["weights of the base"]).all()

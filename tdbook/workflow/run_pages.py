@@ -31,7 +31,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN_BESIDE_WIDGET = {"text/html", "image/svg+xml", "image/png"}
 # as a table shows it: "[" of an interval, sign, digits, then a unit, an interval or a ± part
 NUMBER = r"\[?[-−+<≤≈~]?\d[\d,.]*(e[-+]?\d+)?( ?[%×]| [A-Za-z/]+)?(\s?[±\[(,–].*)?$"
-COLUMNS, ROWS = 5, 20  # of a table that a page shows at first; a switch shows all
+COLUMNS, ROWS = 5, 30  # of a table that a page shows at first; a switch shows all
 # records of runs, of a sweep's points, and of those as `publish` copies them
 RECORDS = ("results/*.json", "sweeps/*/*/results/*.json", "results/sweeps/*/*/*.json")
 COMPARED = ("run", "notebook", "parameters", "models")  # of a record

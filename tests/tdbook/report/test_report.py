@@ -158,9 +158,9 @@ def test_code_is_folded_parameters_are_not_shown_as_code_and_outputs_need_no_ker
     assert all("scroll" in table.parent["class"] for table in soup.main.find_all("table"))
     cells = {td.get_text(): td.get("class", []) for td in soup.select("main td")}
     assert "num" in cells["4.42"] and "num" not in cells["50m"]
-    long = f"<table>{'<tr><td>1</td></tr>' * 30}</table>"  # its first row is the head
+    long = f"<table>{'<tr><td>1</td></tr>' * 40}</table>"  # its first row is the head
     html = run_pages._with_readable_tables(BeautifulSoup(f"{long}<details>{long}", "html.parser"))
-    assert html.count('<tr class="more">') == 30 - 1 - run_pages.ROWS
+    assert html.count('<tr class="more">') == 40 - 1 - run_pages.ROWS
 
 
 def test_a_failed_run_shows_its_state_its_last_lines_and_its_traceback(parsed):

@@ -94,8 +94,7 @@ def test_a_text_ends_where_it_is_stopped_or_the_context_ends(tab):
 def test_it_is_whole_on_a_phone_and_a_name_stays_text(page, tab, faults):
     assert [fault for fault in faults(page) if not fault.startswith("request: blob:null/")] == []
     assert tab.locator("h2").all_inner_texts()[:2] == [NAME, "teacher"]
-    size = "box => parseFloat(getComputedStyle(box).fontSize)"  # a phone zooms into less
-    assert tab.locator("[name=text]").evaluate(size) >= 16
+    assert tab.locator("textarea").evaluate("e => parseFloat(getComputedStyle(e).fontSize)") >= 16
 
 
 @pytest.mark.filterwarnings("ignore:.*takes ids")
