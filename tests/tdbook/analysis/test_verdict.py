@@ -178,7 +178,7 @@ def test_04_says_that_one_seed_decides_nothing_and_what_was_not_run(whole):
     assert table["at equal cost"].tolist() == ["not run", "not run", "undecided", "–"]
     line = comparison.headline(whole, verdicts)
     start = "Not decided: the adapter on the hard set, merged, ends 0.050 nats lower"
-    assert line.startswith(start) and "closes +50 [" in line
+    assert line.startswith(start) and "closes +50.0 [" in line
     assert "It ends 0.020 nats lower than one on random windows [" in line
     lag, missing = comparison.limits(whole, verdicts)
     assert lag.endswith("nats behind its teacher: a lag to win back.") and "+0.600 [" in lag
